@@ -1,0 +1,78 @@
+"""Every error a user can meet, and the exit code it ends the process with.
+
+    ThawlineError                 never raised itself
+    ├── UserError            2    the recipe, the arguments or the data are wrong
+    │   └── RecipeError      2    a list of problems, each with file, line and dotted path
+    ├── EnvironmentProblem   3    no such GPU, no compiler, a port in use, a library missing
+    ├── TrainingFailed       4    diverged, out of memory, a hang, a frozen weight that moved
+    ├── StoppedEarly        75    stopped on request; `thawline resume` goes on
+    └── Interrupted        130    Ctrl-C
+
+A message has three parts: what is wrong with its value, where, and what to do. None of these shows a traceback to the
+user; any other exception is a bug of ours and does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class ThawlineError(Exception):
+    """Base of all errors that are shown without a traceback."""
+
+    exit_code: int = 1
+
+
+class UserError(ThawlineError):
+    """The recipe, the arguments or the data are wrong."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a recipe."""
+
+    path: str
+    """Dotted path of the key, such as ``stages.full.optimizer.learning_rate``; stages go by name."""
+    message: str
+    """What is wrong, with the value; what is allowed; the nearest right name."""
+    file: str | None = None
+    line: int | None = None
+    """1-based line in ``file``; None for a value that came from ``--set``."""
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}: " if self.file and self.line else f"{self.file}: " if self.file else ""
+        return f"{where}{self.path}: {self.message}" if self.path else f"{where}{self.message}"
+
+
+class RecipeError(UserError):
+    """All the problems of one recipe at once."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class EnvironmentProblem(ThawlineError):
+    """The machine lacks what was asked of it."""
+
+    exit_code = 3
+
+
+class TrainingFailed(ThawlineError):
+    """Training began and cannot go on."""
+
+    exit_code = 4
+
+
+class StoppedEarly(ThawlineError):
+    """Stopped on request after a checkpoint; the run can be resumed."""
+
+    exit_code = 75
+
+
+class Interrupted(ThawlineError):
+    """Stopped by Ctrl-C after a checkpoint; the run can be resumed."""
+
+    exit_code = 130

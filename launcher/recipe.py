@@ -1,0 +1,327 @@
+"""The recipe: what a user writes in YAML, as frozen types with the unit and meaning of each field.
+
+Owns the names and the allowed values of every key. Refuses unknown keys and wrong types; it does not read files
+(`recipe_io`), compare fields with one another (`rules`) or look at the model and the data (`survey`).
+The keys a stage may set again are in `StageSettings`; a `Stage` holds them all, merged, so nobody looks them up twice.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+TASKS_NOT_BUILT_YET = (
+    "token-classification", "question-answering", "sft", "seq2seq", "masked-lm", "object-detection",
+    "semantic-segmentation", "audio-classification", "speech-recognition", "autoencoder",
+)  # fmt: skip
+SOURCES_NOT_BUILT_YET = ("audiofolder", "voc")
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Interval = Annotated[str, Field(pattern=r"^[1-9][0-9]*(ep|st)$")]
+"""``1ep`` = every epoch, ``200st`` = every 200 optimizer steps."""
+
+
+class Strict(BaseModel):
+    """Frozen, no unknown keys, no silent conversion of types (an int is a float, nothing else)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+# --- the task ---------------------------------------------------------------------------------------------------------
+class TextClassification(Strict):
+    """One label for a text, or for a pair of texts. Columns: text, text_pair (optional), label."""
+
+    kind: Literal["text-classification"]
+    labels: list[str] | None = None
+    """Label names in the order of their ids. None: the distinct values of the training split, sorted."""
+
+
+class ImageClassification(Strict):
+    """One label for an image. Columns: image, label."""
+
+    kind: Literal["image-classification"]
+    labels: list[str] | None = None
+    """Label names in the order of their ids. None: the distinct values of the training split, sorted."""
+    augment: Literal["none", "flip", "randaugment"] = "none"
+    """Transforms of the training images only; evaluation never augments."""
+    image_size: PositiveInt | None = None
+    """Side of the square image in pixels. None: what the model's processor or the torchvision weights say."""
+
+
+class CausalLM(Strict):
+    """Predict the next token. Columns: text."""
+
+    kind: Literal["causal-lm"]
+
+
+Task = Annotated[TextClassification | ImageClassification | CausalLM, Field(discriminator="kind")]
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+class Head(Strict):
+    """The task's output layer."""
+
+    init: Literal[
+        "default", "normal", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "zeros"
+    ] = "default"
+    """How a new head is initialised; ``default`` is the model library's own way. Biases become zero in the others."""
+
+
+class Model(Strict):
+    """Which model, and the weights it starts from."""
+
+    source: str = Field(min_length=1)
+    """Hub id, folder, ``package:IMPORT/PATH`` inside an installed package, or ``torchvision:NAME``."""
+    revision: str | None = None
+    """Commit, branch or tag on the hub."""
+    weights: str = "pretrained"
+    """``pretrained``, ``random``, or for torchvision the path of a state dict."""
+    gguf_file: str | None = None
+    """Name of the GGUF file inside the model's folder, when the weights are in one."""
+    head: Head = Head()
+    dropout: Probability | None = None
+    """Set: overrides every dropout probability of the model."""
+
+
+# --- the data ---------------------------------------------------------------------------------------------------------
+class Split(Strict):
+    """How the validation rows are taken when the data names none."""
+
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the rows; 0 for none."""
+    seed: NonNegativeInt = 0
+    stratify: str | None = None
+    """Column whose proportions both splits keep."""
+    dedupe: str | None = None
+    """Column whose repeated values are dropped (the first stays) before the split, so that none lies on both sides."""
+
+
+class DataSettings(Strict):
+    """What all sources share."""
+
+    columns: dict[str, str] = {}
+    """What the task calls a column -> what the data calls it."""
+    split: Split = Split()
+    limit: PositiveInt | None = None
+    """Rows to keep, for a first try; taken at random with the split's seed, before the split."""
+    max_length: PositiveInt = 512
+    """Tokens a text is cut to."""
+    num_workers: NonNegativeInt = 0
+    """Processes a rank that prepare batches; 0: the rank itself."""
+
+
+Files = str | list[str] | dict[Literal["train", "validation", "test"], str | list[str]]
+"""Path, glob or ``package:IMPORT/PATH``; a list of them; or one of either for each split. Relative to the recipe."""
+
+
+class TableData(DataSettings):
+    """Rows from files. ``package``: as the other four, told apart by the files' suffix."""
+
+    source: Literal["csv", "json", "parquet", "text", "package"]
+    files: Files
+    encoding: str = "utf-8"
+
+
+class ImageFolderData(DataSettings):
+    """``files`` is a folder with one folder a label, or with train/, validation/ and test/ folders of such."""
+
+    source: Literal["imagefolder"]
+    files: Files
+
+
+class HubData(DataSettings):
+    """A dataset of the Hugging Face hub."""
+
+    source: Literal["hub"]
+    dataset: str = Field(min_length=1)
+    """``owner/name``"""
+    config: str | None = None
+    """The dataset's configuration, where it has several."""
+    revision: str | None = None
+    splits: dict[Literal["train", "validation", "test"], str] = {}
+    """Our split -> the dataset's name for it; default the same names."""
+
+
+Data = Annotated[TableData | ImageFolderData | HubData, Field(discriminator="source")]
+
+
+# --- what a stage may set again ---------------------------------------------------------------------------------------
+class Batch(Strict):
+    """global_size = micro_size x accumulation x ranks."""
+
+    global_size: PositiveInt = 32
+    """Samples in one optimizer step, over all ranks."""
+    micro_size: PositiveInt | Literal["auto"] = "auto"
+    """Samples a rank takes through the model at once. auto: the largest divisor of global_size / ranks up to 32."""
+
+
+class AdamW(Strict):
+    """AdamW with decoupled weight decay (Loshchilov and Hutter, 2019), through `thawline_kernels`."""
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: PositiveFloat = 2.0e-5
+    weight_decay: NonNegativeFloat = 0.01
+    """Not applied to biases and norms."""
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    epsilon: PositiveFloat = 1.0e-8
+    implementation: Literal["auto", "fused", "torch"] = "auto"
+    """auto: the compiled step where it can be had, else the reference, and says so; fused: compiled or an error."""
+
+
+class Adam(Strict):
+    """Adam (Kingma and Ba, 2015); weight decay, if any, is L2 in the gradient."""
+
+    kind: Literal["adam"]
+    learning_rate: PositiveFloat = 1.0e-3
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    epsilon: PositiveFloat = 1.0e-8
+
+
+class SGD(Strict):
+    """Stochastic gradient descent; weight decay is L2 in the gradient."""
+
+    kind: Literal["sgd"]
+    learning_rate: PositiveFloat = 1.0e-2
+    weight_decay: NonNegativeFloat = 0.0
+    momentum: Probability = 0.0
+    nesterov: bool = False
+
+
+Optimizer = Annotated[AdamW | Adam | SGD, Field(discriminator="kind")]
+
+
+class Constant(Strict):
+    """Warm-up, then the full rate."""
+
+    kind: Literal["constant"]
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the stage's optimizer steps."""
+
+
+class Linear(Strict):
+    """Warm-up, then a straight line to ``end`` x the rate."""
+
+    kind: Literal["linear"] = "linear"
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
+    end: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Factor of the learning rate after the last step."""
+
+
+class Cosine(Strict):
+    """Warm-up, then half a cosine down to ``end`` x the rate (Loshchilov and Hutter, 2017, eq. 5)."""
+
+    kind: Literal["cosine"]
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
+    end: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class Exponential(Strict):
+    """Warm-up, then the rate falls by the same factor each step, down to ``end`` x the rate after the last."""
+
+    kind: Literal["exponential"]
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
+    end: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+Schedule = Annotated[Constant | Linear | Cosine | Exponential, Field(discriminator="kind")]
+
+
+class Evaluate(Strict):
+    """When the validation split is measured, and which measure chooses what is exported."""
+
+    every: Interval | Literal["end", "never"] = "1ep"
+    """``end``: once, after the stage's last step."""
+    best: str | None = None
+    """A metric of the task; the best evaluation of the run is exported. None: the last weights are."""
+    micro_size: PositiveInt | None = None
+    """Samples a rank evaluates at once. None: twice the training micro size."""
+
+
+class Checkpoint(Strict):
+    """When a resumable checkpoint is written; one is always written at a stage's end."""
+
+    every: Interval | Literal["auto"] = "auto"
+    """auto: each epoch."""
+    keep: PositiveInt = 2
+    """The newest that are kept; the best one is kept besides."""
+
+
+class Sharding(Strict):
+    """How model, gradients and optimizer state are spread over the ranks."""
+
+    strategy: Literal["auto", "ddp", "zero1", "zero2", "zero3"] = "auto"
+    """auto: ddp."""
+    offload: Literal["none", "cpu"] = "none"
+    """cpu: the optimizer state, and under zero3 the parameters too, live in host memory."""
+
+
+class StageSettings(Strict):
+    """The keys that stand at the top of a recipe and can be set again in one stage."""
+
+    batch: Batch = Batch()
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on GPUs that have it, else fp32."""
+    seed: NonNegativeInt = 0
+    optimizer: Optimizer = AdamW()
+    schedule: Schedule = Linear()
+    clip_grad_norm: PositiveFloat | None = None
+    """Largest global L2 norm of the gradient; None: no clipping."""
+    evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
+    sharding: Sharding = Sharding()
+
+
+class Stage(StageSettings):
+    """One part of the training: what thaws, for how long, and how."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    train: list[str] = Field(min_length=1)
+    """``head``, ``backbone``, ``all``, ``layers[-2:]``, or globs and ``re:`` patterns over parameter names."""
+    epochs: PositiveInt | None = None
+    """Passes over the training split; exactly one of epochs and steps."""
+    steps: PositiveInt | None = None
+    """Optimizer steps."""
+    learning_rates: dict[str, PositiveFloat] = {}
+    """Pattern -> learning rate of the parameters it names, instead of the optimizer's; the last that matches holds."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The learning rate is multiplied by this for each layer of depth below the head, frozen or not."""
+    optimizer_state: Literal["reset", "carry"] = "reset"
+    """carry: go on with the last stage's optimizer state for the parameters that trained in both, by name."""
+    batch_norm: Literal["auto", "frozen", "train"] = "auto"
+    """Running statistics. auto: frozen where the module's parameters are all frozen, updated elsewhere."""
+
+
+class Wandb(Strict):
+    """Weights & Biases."""
+
+    project: str = Field(min_length=1)
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online when a key is set, offline otherwise."""
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = []
+
+
+class Tracking(Strict):
+    """Where the curves go besides ``metrics.jsonl``."""
+
+    wandb: Wandb | None = None
+    log_every: PositiveInt = 10
+    """Optimizer steps between two lines of training metrics."""
+
+
+class Recipe(StageSettings):
+    """A whole recipe, merged and checked. The ``StageSettings`` here are the defaults its stages were merged over."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    task: Task
+    model: Model
+    data: Data
+    stages: list[Stage] = Field(min_length=1)
+    tracking: Tracking = Tracking()
