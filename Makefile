@@ -61,5 +61,5 @@ lock: install
 	@sed -i '1i # Every release that `make install` installs (Python 3.11, Linux x86-64). Written by `make lock`; edit pyproject.toml instead.' requirements.lock
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .cache .coverage .coverage.*
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,36 @@
+"""What every test starts from: no network, no key of the developer's, caches of its own; GPU tests only with a GPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+CACHE = Path(__file__).parents[1] / ".cache" / "tests"
+
+# Set at import, before any library reads them, and inherited by the ranks that tests start.
+for name in ("WANDB_API_KEY", "HF_TOKEN", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_JOB_ID"):
+    os.environ.pop(name, None)
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_CACHE": str(CACHE / "datasets"),
+    "NETRC": os.devnull,
+    "WANDB_SILENT": "true",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "COLUMNS": "120",
+    "NO_COLOR": "1",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip `gpu` tests on a machine without one."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
