@@ -7,7 +7,7 @@ The keys a stage may set again are in `StageSettings`; a `Stage` holds them all,
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,26 +16,40 @@ TASKS_NOT_BUILT_YET = (
     "semantic-segmentation", "audio-classification", "speech-recognition", "autoencoder",
 )  # fmt: skip
 SOURCES_NOT_BUILT_YET = ("audiofolder", "voc")
+SCHEDULES_NOT_BUILT_YET = ("step", "polynomial", "plateau")
+SHARDING_NOT_BUILT_YET = {"strategy": ("fsdp",), "offload": ("nvme",)}
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
-Interval = Annotated[str, Field(pattern=r"^[1-9][0-9]*(ep|st)$")]
+Name = Annotated[
+    str,
+    Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", title="1 to 64 of a-z 0-9 . _ - that begin with a letter or digit"),
+]
+Betas = Annotated[tuple[Probability, Probability], Field(strict=False)]
+"""A list will do for a tuple, its entries are as strict as anywhere."""
+Interval = Annotated[str, Field(pattern=r"^[1-9][0-9]*(ep|st)$", examples=["1ep", "200st"])]
 """``1ep`` = every epoch, ``200st`` = every 200 optimizer steps."""
 
 
 class Strict(BaseModel):
     """Frozen, no unknown keys, no silent conversion of types (an int is a float, nothing else)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 # --- the task ---------------------------------------------------------------------------------------------------------
+# Each kind says which columns it reads (what `data.columns` may rename) and which metrics `evaluate.best` may name.
+CLASSIFICATION_METRICS = ("accuracy", "f1", "precision", "recall", "loss")
+
+
 class TextClassification(Strict):
     """One label for a text, or for a pair of texts. Columns: text, text_pair (optional), label."""
 
+    COLUMNS: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
+    METRICS: ClassVar[tuple[str, ...]] = CLASSIFICATION_METRICS
     kind: Literal["text-classification"]
     labels: list[str] | None = None
     """Label names in the order of their ids. None: the distinct values of the training split, sorted."""
@@ -44,6 +58,8 @@ class TextClassification(Strict):
 class ImageClassification(Strict):
     """One label for an image. Columns: image, label."""
 
+    COLUMNS: ClassVar[tuple[str, ...]] = ("image", "label")
+    METRICS: ClassVar[tuple[str, ...]] = CLASSIFICATION_METRICS
     kind: Literal["image-classification"]
     labels: list[str] | None = None
     """Label names in the order of their ids. None: the distinct values of the training split, sorted."""
@@ -56,6 +72,8 @@ class ImageClassification(Strict):
 class CausalLM(Strict):
     """Predict the next token. Columns: text."""
 
+    COLUMNS: ClassVar[tuple[str, ...]] = ("text",)
+    METRICS: ClassVar[tuple[str, ...]] = ("loss", "perplexity")
     kind: Literal["causal-lm"]
 
 
@@ -167,7 +185,7 @@ class AdamW(Strict):
     learning_rate: PositiveFloat = 2.0e-5
     weight_decay: NonNegativeFloat = 0.01
     """Not applied to biases and norms."""
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    betas: Betas = (0.9, 0.999)
     epsilon: PositiveFloat = 1.0e-8
     implementation: Literal["auto", "fused", "torch"] = "auto"
     """auto: the compiled step where it can be had, else the reference, and says so; fused: compiled or an error."""
@@ -179,7 +197,7 @@ class Adam(Strict):
     kind: Literal["adam"]
     learning_rate: PositiveFloat = 1.0e-3
     weight_decay: NonNegativeFloat = 0.0
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    betas: Betas = (0.9, 0.999)
     epsilon: PositiveFloat = 1.0e-8
 
 
@@ -280,7 +298,7 @@ class StageSettings(Strict):
 class Stage(StageSettings):
     """One part of the training: what thaws, for how long, and how."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    name: Name
     train: list[str] = Field(min_length=1)
     """``head``, ``backbone``, ``all``, ``layers[-2:]``, or globs and ``re:`` patterns over parameter names."""
     epochs: PositiveInt | None = None
@@ -319,7 +337,7 @@ class Tracking(Strict):
 class Recipe(StageSettings):
     """A whole recipe, merged and checked. The ``StageSettings`` here are the defaults its stages were merged over."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    name: Name
     task: Task
     model: Model
     data: Data
