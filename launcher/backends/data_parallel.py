@@ -1,0 +1,133 @@
+"""DDP through Accelerate: every rank holds the whole model; gradients are averaged as the backward produces them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from launcher.backends.engine import Engine, Parts, StepResult, forget_accelerate
+
+MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def build(parts: Parts) -> Engine:
+    """Build the module on this rank's device and wrap it.
+
+    Raises:
+        RuntimeError: what Accelerate built is not DDP over all ranks; it would train something else than was asked.
+    """
+    forget_accelerate()
+    runtime = parts.runtime
+    accelerator = Accelerator(
+        cpu=runtime.device.type == "cpu",
+        mixed_precision=MIXED_PRECISION[parts.stage.settings.precision],
+        kwargs_handlers=[
+            # A thawed parameter may get no gradient (an unused pooler): the proof lists it, DDP must not hang on it.
+            # Buffers: Runtime.average_buffers, the same for all backends.
+            DistributedDataParallelKwargs(
+                find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        ],
+    )
+    module = parts.load_module(None)
+    wrapped = accelerator.prepare_model(module, evaluation_mode=runtime.ranks == 1)
+    is_ddp = isinstance(wrapped, DistributedDataParallel)
+    if is_ddp != (runtime.ranks > 1) or accelerator.num_processes != runtime.ranks:
+        raise RuntimeError(
+            f"asked for ddp over {runtime.ranks} ranks, got {type(wrapped).__name__} over {accelerator.num_processes}"
+        )
+    return DataParallelEngine(accelerator, wrapped, module, parts)
+
+
+class DataParallelEngine(Engine):
+    """One whole copy of model and optimizer a rank."""
+
+    def __init__(self, accelerator: Accelerator, wrapped: nn.Module, module: nn.Module, parts: Parts) -> None:
+        self.accelerator = accelerator
+        self.wrapped = wrapped
+        self.module = module
+        self.optimizer = parts.make_optimizer(module)
+        self.clip_grad_norm = parts.stage.settings.clip_grad_norm
+        self.scaler = accelerator.scaler
+        self.scales_loss = self.scaler is not None
+        self.runtime = parts.runtime
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
+        if last or not isinstance(self.wrapped, DistributedDataParallel):
+            return nullcontext()
+        return cast(AbstractContextManager[None], self.wrapped.no_sync())
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> Any:
+        return self.wrapped(**inputs)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def step(self) -> StepResult:
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.trained if p.grad is not None]
+        total_norm = nn.utils.get_total_norm(gradients)
+        if self.clip_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.trained, self.clip_grad_norm, total_norm)
+        grad_norm = float(total_norm)
+        taken = torch.isfinite(total_norm).item() is True
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif taken:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(grad_norm=grad_norm, taken=taken)
+
+    def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, parameter in self.module.named_parameters():
+            yield name, parameter.detach()
+
+    def optimizer_state(self, keys: tuple[str, ...]) -> Iterator[tuple[str, int, dict[str, torch.Tensor]]]:
+        for name, parameter in self.module.named_parameters():
+            state = self.optimizer.state.get(parameter)
+            if state:
+                tensors = {key: state[key].detach().float().cpu() for key in keys if state.get(key) is not None}
+                yield name, int(state.get("step", 0)), tensors
+
+    def set_optimizer_state(self, name: str, steps: int, tensors: dict[str, torch.Tensor]) -> None:
+        parameter = self.module.get_parameter(name)
+        state: dict[str, Any] = {key: value.to(parameter.device) for key, value in tensors.items()}
+        self.optimizer.state[parameter] = state | {"step": torch.tensor(float(steps))}
+
+    def save(self, folder: Path) -> None:
+        if not self.runtime.is_first:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(
+            {
+                "module": self.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+            },
+            folder / "engine.pt",
+        )
+
+    def load(self, folder: Path) -> None:
+        saved = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
+        self.module.load_state_dict(saved["module"], strict=True)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(saved["scaler"])
+
+    def describe(self) -> dict[str, Any]:
+        return {"engine": type(self.wrapped).__name__, "zero_stage": 0, "offload": "none", "ranks": self.runtime.ranks}
+
+    def close(self) -> None:
+        self.accelerator.free_memory()
+        del self.wrapped, self.module, self.optimizer, self.trained
+        super().close()

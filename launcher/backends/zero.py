@@ -1,0 +1,205 @@
+"""ZeRO 1, 2 and 3 through Accelerate's DeepSpeed plugin, with the recipe's own optimizer as client.
+
+Stage 1 shards the optimizer state over the ranks, stage 2 the gradients too, stage 3 the parameters too (Rajbhandari
+et al., 2020). A new engine for each stage lives in the same process group as the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import deepspeed
+import torch
+from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import nn
+
+from launcher.backends.engine import Engine, Parts, StepResult, forget_accelerate
+from launcher.plan import StagePlan
+
+TAG = "engine"
+
+
+def build(parts: Parts) -> Engine:
+    """Build the module, under stage 3 sharded from the start, and its DeepSpeed engine.
+
+    Raises:
+        RuntimeError: Accelerate built something else than the ZeRO stage that was asked for.
+    """
+    forget_accelerate()
+    runtime, stage = parts.runtime, parts.stage
+    config = deepspeed_config(stage)
+    handlers = [InitProcessGroupKwargs(backend="gloo")] if runtime.device.type == "cpu" else []
+    accelerator = Accelerator(
+        deepspeed_plugins=DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False), kwargs_handlers=handlers
+    )
+    sharding = deepspeed.zero.Init(config_dict_or_path=config) if stage.zero_stage == 3 else None
+    module = parts.load_module(sharding)
+    engine, _ = accelerator.prepare(module, parts.make_optimizer(module))
+    is_zero = isinstance(engine, deepspeed.DeepSpeedEngine)
+    if not is_zero or engine.zero_optimization_stage() != stage.zero_stage or engine.world_size != runtime.ranks:
+        raise RuntimeError(f"asked for {stage.settings.sharding.strategy} over {runtime.ranks} ranks, got {engine!r}")
+    built = ZeroEngine(accelerator, engine, parts)
+    if stage.settings.precision != "fp32":
+        built.restore_masters(parts)
+    return built
+
+
+def deepspeed_config(stage: StagePlan) -> dict[str, Any]:
+    """The DeepSpeed configuration of a stage; every value that matters is said, since Accelerate would default it."""
+    settings, zero = stage.settings, stage.zero_stage
+    on_cpu = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    offload = settings.sharding.offload == "cpu"
+    optimization: dict[str, Any] = {"stage": zero, "contiguous_gradients": True, "overlap_comm": zero > 1}
+    if offload:
+        optimization["offload_optimizer"] = on_cpu
+    if zero == 3:
+        optimization["stage3_gather_16bit_weights_on_model_save"] = True
+        if offload:
+            optimization["offload_param"] = on_cpu
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": stage.batch.micro_size,
+        "gradient_accumulation_steps": stage.batch.accumulation,
+        "gradient_clipping": settings.clip_grad_norm or 0.0,
+        "zero_optimization": optimization,
+        # Our own optimizer is the client; without these two DeepSpeed refuses it or Accelerate replaces it.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
+    if settings.precision == "bf16":
+        config["bf16"] = {"enabled": True}
+    if settings.precision == "fp16":
+        config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
+    return config
+
+
+class ZeroEngine(Engine):
+    """A DeepSpeed engine, spoken to in the loop's words."""
+
+    def __init__(self, accelerator: Accelerator, engine: deepspeed.DeepSpeedEngine, parts: Parts) -> None:
+        self.accelerator = accelerator
+        self.engine = engine
+        self.module = cast(nn.Module, engine.module)
+        self.optimizer = engine.optimizer.optimizer
+        self.scales_loss = parts.stage.settings.precision == "fp16"
+        self.stage = parts.stage
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+            parts.stage.settings.precision
+        ]
+
+    def restore_masters(self, parts: Parts) -> None:
+        """Give the fp32 masters the exact value of the stage's start, which the low-precision module has rounded."""
+        for name, parameter in self.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            value = parts.start_tensor(name).to(parts.runtime.device)
+            if self.stage.zero_stage == 3:
+                safe_set_local_fp32_param(parameter, self._shard(parameter, value))
+            else:
+                safe_set_full_fp32_param(parameter, value)
+
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
+        self.engine.set_gradient_accumulation_boundary(is_boundary=last)
+        return nullcontext()
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> Any:
+        return self.engine(
+            **{key: value.to(self.dtype) if value.is_floating_point() else value for key, value in inputs.items()}
+        )
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.engine.backward(loss, scale_wrt_gas=False)
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()
+
+    def step(self) -> StepResult:
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        overflow = bool(getattr(self.engine.optimizer, "overflow", False))
+        grad_norm = float("inf") if overflow or norm is None else float(norm)
+        return StepResult(grad_norm=grad_norm, taken=not overflow)
+
+    def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad and (self.stage.zero_stage == 3 or self.dtype != torch.float32):
+                yield name, safe_get_full_fp32_param(parameter).detach()
+            elif self.stage.zero_stage == 3:
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    yield name, parameter.detach().clone()
+            else:
+                yield name, parameter.detach()
+
+    def optimizer_state(self, keys: tuple[str, ...]) -> Iterator[tuple[str, int, dict[str, torch.Tensor]]]:
+        steps = {
+            parameter: int(self.optimizer.state[flat]["step"]) if "step" in self.optimizer.state.get(flat, {}) else 0
+            for members, flat in self._flat_groups()
+            for parameter in members
+        }
+        for name, parameter in self.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            found = {key: safe_get_full_optimizer_state(parameter, key) for key in keys}
+            yield name, steps[parameter], {
+                key: value.detach().float().cpu() for key, value in found.items() if value is not None
+            }
+
+    def set_optimizer_state(self, name: str, steps: int, tensors: dict[str, torch.Tensor]) -> None:
+        parameter = self.module.get_parameter(name)
+        flat = next(flat for members, flat in self._flat_groups() if any(p is parameter for p in members))
+        state = self.optimizer.state[flat]
+        state.setdefault("step", torch.tensor(float(steps)))
+        for key, value in tensors.items():
+            state.setdefault(key, torch.zeros_like(flat))
+            if self.stage.zero_stage == 3:
+                safe_set_local_optimizer_state(parameter, self._shard(parameter, value), key)
+            elif parameter._hp_mapping is not None:  # None: all of it belongs to other ranks
+                inside, in_flat = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
+                part = value.flatten().narrow(0, inside.start, inside.numel)
+                state[key].narrow(0, in_flat.start, in_flat.numel).copy_(part)
+
+    def _flat_groups(self) -> list[tuple[list[nn.Parameter], torch.Tensor]]:
+        """(parameters, this rank's flat fp32 partition of them), as DeepSpeed keys its optimizer state."""
+        zero = self.engine.optimizer
+        if self.stage.zero_stage == 3:
+            return list(zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True))
+        return list(zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True))
+
+    def _shard(self, parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+        """This rank's equal part of a whole tensor, the last one padded with zeros, as ZeRO-3 partitions it."""
+        size = parameter.ds_tensor.ds_numel
+        padded = torch.zeros(size * self.engine.world_size, dtype=torch.float32, device=value.device)
+        padded[: value.numel()] = value.flatten()
+        return padded.narrow(0, size * self.engine.global_rank, size)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+        if path is None:
+            raise RuntimeError(f"DeepSpeed found nothing to load in {folder}")
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "engine": type(self.engine).__name__,
+            "zero_stage": self.engine.zero_optimization_stage(),
+            "offload": self.stage.settings.sharding.offload,
+            "ranks": self.engine.world_size,
+        }
+
+    def close(self) -> None:
+        self.accelerator.free_memory(self.engine)
+        self.engine.destroy()
+        del self.engine, self.module, self.optimizer
+        super().close()

@@ -1,0 +1,98 @@
+"""The optimizer of a stage, built from its spec.
+
+Owns the translation of the recipe's names into torch's, and the carrying of optimizer state from stage to stage by
+parameter name. The only importer of `thawline_kernels` and the only place that writes torch's ``lr``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from launcher.plan import StagePlan
+from launcher.recipe import SGD, Adam, AdamW
+from thawline_kernels import FusedAdamW
+
+STATE_KEYS = {"adamw": ("exp_avg", "exp_avg_sq"), "adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+"""Per-element tensors of each optimizer kind, under torch's names."""
+
+
+@dataclass
+class OptimizerState:
+    """Optimizer state by parameter name, as it goes from one stage to the next."""
+
+    steps: dict[str, int] = field(default_factory=dict)
+    """Optimizer steps each parameter has seen."""
+    tensors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """Parameter -> state key -> fp32 tensor of the parameter's shape, on the host of the first rank."""
+
+
+def build(stage: StagePlan, module: nn.Module, carried: Mapping[str, int]) -> torch.optim.Optimizer:
+    """Build the optimizer over the stage's groups.
+
+    Args:
+        carried: parameter -> optimizer steps it has already seen. Parameters that differ in it get groups of their
+            own: ZeRO keeps one step count a group, and bias correction needs the right one.
+    """
+    parameters = dict(module.named_parameters())
+    groups: list[dict[str, Any]] = []
+    for group in stage.groups:
+        by_steps: dict[int, list[str]] = {}
+        for name in group.names:
+            by_steps.setdefault(carried.get(name, 0), []).append(name)
+        for steps, names in by_steps.items():
+            groups.append(
+                {
+                    "params": [parameters[name] for name in names],
+                    "lr": group.learning_rate,
+                    "weight_decay": group.weight_decay,
+                    "base_learning_rate": group.learning_rate,
+                    "carried_steps": steps,
+                }
+            )
+    return _construct(stage.settings.optimizer, groups)
+
+
+def _construct(spec: AdamW | Adam | SGD, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    match spec:
+        case AdamW():
+            backend = {"auto": "auto", "fused": "cuda" if torch.cuda.is_available() else "cpu", "torch": "torch"}
+            return FusedAdamW(
+                groups,
+                lr=spec.learning_rate,
+                betas=spec.betas,
+                eps=spec.epsilon,
+                weight_decay=spec.weight_decay,
+                backend=backend[spec.implementation],
+            )
+        case Adam():
+            return torch.optim.Adam(
+                groups, lr=spec.learning_rate, betas=spec.betas, eps=spec.epsilon, weight_decay=spec.weight_decay
+            )
+        case SGD():
+            return torch.optim.SGD(
+                groups,
+                lr=spec.learning_rate,
+                momentum=spec.momentum,
+                nesterov=spec.nesterov,
+                weight_decay=spec.weight_decay,
+            )
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Set each group's rate to its own times ``factor``; return the largest, which is what logs show."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_learning_rate"] * factor
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def empty_state(kind: str, parameter: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
+    """State of one (flat or plain) tensor after ``steps`` steps whose per-element tensors are still to be filled."""
+    state = {key: torch.zeros_like(parameter) for key in STATE_KEYS[kind]}
+    if kind != "sgd":
+        state["step"] = torch.tensor(float(steps))
+    return state

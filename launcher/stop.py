@@ -1,0 +1,30 @@
+"""The request to stop: what a signal leaves behind for the loop to find.
+
+A handler only sets a flag. The loop adds the ranks' flags up once a step, so all stop after the same step, save, and
+leave together; saving inside a handler would catch some ranks in the middle of a collective. Imports nothing heavy:
+`worker` installs it before anything slow, so that an early signal is not lost.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+
+
+@dataclass
+class StopRequest:
+    """Whether somebody asked this rank, or by now all of them, to save and end."""
+
+    is_requested: bool = False
+    is_interrupt: bool = False
+    is_agreed: bool = False
+    """Set after the same step on all ranks."""
+
+    def listen(self) -> None:
+        """Take SIGTERM and SIGUSR1 as a request to stop resumably, and SIGINT as Ctrl-C."""
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.is_requested = True
+        self.is_interrupt = self.is_interrupt or number == signal.SIGINT

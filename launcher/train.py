@@ -1,0 +1,249 @@
+"""One stage of training: the loop.
+
+A stage's batches are a pure function of (seed, stage, step), its learning rate of the step, its dropout of (seed, stage,
+step, rank). So the loop holds no hidden state: what it needs to go on is the engine's weights and a step number.
+All ranks run every line here alike; what differs between backends is inside the engine, and between ranks inside
+`Runtime`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from launcher import backends, checkpoint, optim, schedule, stages
+from launcher.backends import Engine, StepResult
+from launcher.checkpoint import Best, Position, Saved
+from launcher.data import TrainingBatches, Window, evaluation_batches
+from launcher.distributed import seed_step
+from launcher.errors import Interrupted, StoppedEarly, ThawlineError, TrainingFailed
+from launcher.evaluation import evaluate
+from launcher.handover import open_stage, write_model, write_optimizer
+from launcher.plan import StagePlan
+from launcher.run import Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Meter:
+    """Sums since the last line of metrics."""
+
+    loss: float = 0.0
+    size: float = 0.0
+    samples: float = 0.0
+    tokens: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, loss: float, size: float, samples: float, tokens: float, seconds: float) -> None:
+        self.loss, self.size = self.loss + loss, self.size + size
+        self.samples, self.tokens, self.seconds = self.samples + samples, self.tokens + tokens, self.seconds + seconds
+
+
+@dataclass
+class Progress:
+    """How far the stage is; what a checkpoint's `Position` is made from."""
+
+    step: int
+    best: Best | None
+    metrics: dict[str, float]
+    had_gradient: set[str]
+    meter: Meter = field(default_factory=Meter)
+
+
+def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) -> Saved:
+    """Train one stage from ``start``'s weights, or go on from ``resume`` inside it; return its end.
+
+    Raises:
+        TrainingFailed: loss or gradient not finite, or the proof does not hold.
+        StoppedEarly, Interrupted: asked to stop; a checkpoint has been written.
+    """
+    engine = open_stage(run, stage, start)
+    log.info("stage %s: %s", stage.name, engine.describe())
+    before = run.agree_on_digests(stages.digests(engine.parameters()))
+    position = resume.position if resume else start.position
+    if resume:
+        engine.load(resume.engine)
+    progress = Progress(
+        step=resume.position.step if resume else 0,
+        best=position.best,
+        metrics=position.metrics,
+        had_gradient=set(resume.position.had_gradient) if resume else set(),
+    )
+    witness = stages.GradientWitness(engine.module, stage, progress.had_gradient)
+    modes = stages.Modes(engine.module, stage)
+    modes.train()
+    run.tracker.stage_started(stage, progress.step)
+    try:
+        with TrainingBatches(
+            run.splits.train, run.task, stage, run.runtime.rank, run.runtime.ranks, progress.step, run.pin_memory
+        ) as windows:
+            for window in windows:
+                train_step(run, stage, engine, window, progress)
+                witness.settle()
+                after_step(run, stage, engine, modes, progress)
+        end = finish_stage(run, stage, engine, before, progress)
+    finally:
+        witness.close()
+        engine.close()
+    return end
+
+
+def train_step(run: Run, stage: StagePlan, engine: Engine, window: Window, progress: Progress) -> None:
+    """One optimizer step over a window of ``accumulation`` micro-batches.
+
+    The loss is the sum over the window's samples (or tokens) of all ranks, divided by their number, however they are
+    spread over micro-batches and ranks. Engines average gradients over ranks, hence the factor ``ranks``.
+    """
+    began = time.perf_counter()
+    runtime, settings = run.runtime, stage.settings
+    samples = sum(float(batch.weights.sum()) for batch in window.micro)
+    tokens = sum(batch.tokens for batch in window.micro)
+    size, samples, tokens, stop = runtime.sum(
+        sum(batch.size for batch in window.micro), samples, float(tokens), float(run.stop.is_requested)
+    )
+    if stop:
+        run.stop.is_agreed = True
+    seed_step(settings.seed, stage.index, progress.step, runtime.rank)
+    learning_rate = optim.set_learning_rates(
+        engine.optimizer, schedule.factor_at(settings.schedule, progress.step, stage.steps)
+    )
+    loss_sum = torch.zeros((), device=runtime.device)
+    for number, batch in enumerate(window.micro, start=1):
+        on_device = batch.to(runtime.device)
+        with engine.accumulate(last=number == len(window.micro)):
+            loss = run.task.loss(run.logits(engine.forward(on_device.model_inputs)), on_device)
+            engine.backward(loss * (runtime.ranks / size))
+        loss_sum += loss.detach()
+    [loss_total] = runtime.sum(float(loss_sum))
+    if not math.isfinite(loss_total):
+        raise diverged(run, stage, window, progress, f"the loss is {loss_total / size}")
+    result: StepResult = engine.step()
+    if not engine.scales_loss and not (result.taken and math.isfinite(result.grad_norm)):
+        raise diverged(run, stage, window, progress, f"the gradient's norm is {result.grad_norm}")
+    runtime.average_buffers(engine.module)
+    progress.step += 1
+    progress.meter.add(loss_total, size, samples, tokens, time.perf_counter() - began)
+    if progress.step % run.plan.recipe.tracking.log_every == 0 or progress.step == stage.steps:
+        report_training(run, stage, progress, learning_rate, result.grad_norm)
+
+
+def after_step(run: Run, stage: StagePlan, engine: Engine, modes: stages.Modes, progress: Progress) -> None:
+    """Evaluate, save and stop, where this step says so."""
+    is_last = progress.step == stage.steps
+    every = stage.evaluate_every_steps
+    is_best = False
+    if (every and progress.step % every == 0) or (is_last and stage.evaluate_at_end):
+        is_best = measure(run, stage, engine, modes, progress)
+    is_due = progress.step % stage.checkpoint_every_steps == 0
+    if not is_last and (is_best or is_due or run.stop.is_agreed):
+        saved = save(run, stage, engine, start, progress, with_engine=True, with_model=is_best)
+        if run.stop.is_agreed:
+            error: type[ThawlineError] = Interrupted if run.stop.is_interrupt else StoppedEarly
+            raise error(
+                f"stopped at step {progress.step} of {stage.steps} in stage {stage.name}, saved as {saved.folder.name}; "
+                f"go on with: thawline resume {run.run_dir.path}"
+            )
+
+
+def measure(run: Run, stage: StagePlan, engine: Engine, modes: stages.Modes, progress: Progress) -> bool:
+    """Evaluate on the validation split; whether it is the best of the run so far."""
+    validation = run.splits.validation
+    assert validation is not None, "the plan evaluates only where there is a validation split"
+    size = stage.settings.evaluate.micro_size
+    assert size is not None, "the plan leaves no size open"
+    run.tracker.evaluating(progress.step)
+    engine.module.eval()
+    batches = evaluation_batches(validation, run.task, run.runtime.rank, run.runtime.ranks, size)
+    progress.metrics = evaluate(
+        lambda inputs: run.logits(engine.forward(inputs)), batches, run.task, run.runtime.device
+    )
+    modes.train()
+    run.tracker.evaluated(progress.step, progress.step / stage.steps_per_epoch, "validation", progress.metrics)
+    metric = stage.settings.evaluate.best
+    if metric is None:
+        return False
+    value, best = progress.metrics[metric], progress.best
+    sign = 1.0 if run.task.best_direction[metric] == "max" else -1.0
+    if best is not None and best.metric == metric and sign * value <= sign * best.value:
+        return False
+    name = run.run_dir.checkpoint(stage.index, stage.name, progress.step).name
+    progress.best = Best(metric=metric, value=value, checkpoint=name)
+    return True
+
+
+def finish_stage(run: Run, stage: StagePlan, engine: Engine, before: dict[str, str], progress: Progress) -> Saved:
+    """Prove what changed and what did not, and write the stage's end."""
+    after = run.agree_on_digests(stages.digests(engine.parameters()))
+    had_gradient = {name for names in run.runtime.gather(sorted(progress.had_gradient)) for name in names}
+    proof = stages.proof(stage, before, after, had_gradient, engine.describe())
+    run.write_proof(stage, proof)
+    proof.raise_if_wrong()
+    saved = save(run, stage, engine, start, progress, with_engine=False, with_model=True)
+    run.tracker.stage_finished(stage, proof.summary())
+    return saved
+
+
+def save(
+    run: Run, stage: StagePlan, engine: Engine, progress: Progress, *, with_engine: bool, with_model: bool
+) -> Saved:
+    """Write a checkpoint and delete those that are no longer needed."""
+    is_end = progress.step == stage.steps
+    had_gradient = {name for names in run.runtime.gather(sorted(progress.had_gradient)) for name in names}
+    position = Position(
+        stage_index=stage.index,
+        stage=stage.name,
+        step=progress.step,
+        is_stage_end=is_end,
+        ranks=run.runtime.ranks,
+        best=progress.best,
+        metrics=progress.metrics,
+        had_gradient=sorted(had_gradient),
+    )
+
+    def write_parts(folder: Path) -> None:
+        if with_engine:
+            engine.save(folder / "engine")
+        if with_model:
+            write_model(run, stage, engine, start, folder / "model")
+        if is_end and run.carries_into(stage.index + 1):
+            write_optimizer(run, stage, engine, folder / "optimizer")
+
+    saved = checkpoint.write(run.run_dir, run.runtime, position, write_parts)
+    if run.runtime.is_first:
+        checkpoint.retain(run.run_dir, stage.settings.checkpoint.keep, run.protected(stage, progress.best))
+    run.tracker.checkpointed(saved.folder.name, progress.step)
+    return saved
+
+
+def report_training(run: Run, stage: StagePlan, progress: Progress, learning_rate: float, grad_norm: float) -> None:
+    """Write one line of training metrics over the steps since the last."""
+    meter = progress.meter
+    run.tracker.training(
+        step=progress.step,
+        epoch=progress.step / stage.steps_per_epoch,
+        loss=meter.loss / meter.size,
+        learning_rate=learning_rate,
+        grad_norm=grad_norm,
+        samples_per_second=meter.samples / meter.seconds,
+        tokens_per_second=meter.tokens / meter.seconds,
+        memory_bytes=run.peak_memory_bytes(),
+    )
+    progress.meter = Meter()
+
+
+def diverged(run: Run, stage: StagePlan, window: Window, progress: Progress, what: str) -> TrainingFailed:
+    """The error for a step that must not be taken, with the rows that were in it; all ranks must reach this."""
+    mine = [row for batch in window.micro for row, weight in zip(batch.ids, batch.weights, strict=True) if weight]
+    rows = [row for part in run.runtime.gather(mine) for row in part]
+    shown = ", ".join(rows[:64]) + (f" and {len(rows) - 64} more" if len(rows) > 64 else "")
+    return TrainingFailed(
+        f"{what} at step {progress.step + 1} of {stage.steps} in stage {stage.name}; rows of the batch: {shown}. "
+        "The weights before this step are in the newest checkpoint; try a lower learning rate, clip_grad_norm, "
+        "or precision fp32"
+    )

@@ -1,0 +1,148 @@
+"""The walk through a run's stages on one rank: find where it stands, train what is left, export.
+
+Called by `worker`; calls `train` for each stage. All ranks take the same way, decided by the first one's disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+from launcher import checkpoint, data, distributed, export, models, orphans, session, stages, tasks
+from launcher.checkpoint import Best, Position, Saved
+from launcher.distributed import Runtime
+from launcher.errors import UserError
+from launcher.plan import RunPlan
+from launcher.run import Run
+from launcher.run_dir import RunDir
+from launcher.stop import StopRequest
+from launcher.tracking import open_tracker
+from launcher.train import train_stage
+from launcher.weights import named_state, write_weights
+
+log = logging.getLogger(__name__)
+
+
+def join() -> Runtime:
+    """Join the other ranks."""
+    return distributed.start()
+
+
+def opened_run_dir(runtime: Runtime, recipe: Path, overrides: list[str], run_dir: Path | None) -> Path:
+    """The run directory, with its plan written: by ``thawline run`` before, or now by the first rank."""
+    if orphans.LAUNCHER_PID in os.environ:
+        assert run_dir is not None, "thawline run always names the run directory"
+        return run_dir
+    failure: Exception | None = None
+    if runtime.is_first:
+        try:
+            run_dir = session.open_run(recipe, overrides, run_dir, from_environment=True).path
+        except Exception as error:
+            failure = error
+    failure = runtime.broadcast(failure)
+    if failure is not None:
+        raise failure
+    opened = runtime.broadcast(run_dir)
+    assert opened is not None
+    return opened
+
+
+def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
+    """Train all stages that are not finished, and export the model."""
+    torch.use_deterministic_algorithms(runtime.device.type == "cpu", warn_only=True)
+    plan = RunPlan.model_validate_json(run_dir.plan.read_text())
+    if plan.cluster.ranks != runtime.ranks:
+        raise UserError(
+            f"{run_dir.plan} was planned for {plan.cluster.ranks} ranks, and {runtime.ranks} were started; "
+            f"start {plan.cluster.ranks}, or choose another --run-dir to plan anew"
+        )
+    recipe, recipe_dir = plan.recipe, Path(plan.recipe_dir)
+    splits = data.load(recipe.data, recipe.task, recipe_dir)
+    if splits.facts() != plan.data:
+        raise UserError(
+            f"the data is not what was planned: {splits.facts()} instead of {plan.data}; "
+            "restore it, or choose another --run-dir to plan anew"
+        )
+    processor = models.processor(recipe.model, recipe.task, recipe_dir)
+    task = tasks.bind(recipe.task, recipe.data, processor, plan.labels)
+    if runtime.is_first:
+        checkpoint.clear_unfinished(run_dir)
+    saved = runtime.broadcast(checkpoint.newest(run_dir) if runtime.is_first else None)
+    tracker = open_tracker(run_dir, plan, runtime.is_first, saved and (saved.position.stage_index, saved.position.step))
+    run = Run(plan, run_dir, runtime, splits, task, tracker, stop)
+    with tracker:
+        last = train_stages(run, saved or first_checkpoint(run))
+        if runtime.is_first:
+            finish(run, last, processor)
+        runtime.barrier()
+
+
+def first_checkpoint(run: Run) -> Saved:
+    """Write the model as it is before any training; the only time that one rank holds the whole of it."""
+    plan, first_stage = run.plan, run.plan.stages[0]
+    recipe = plan.recipe
+    position = Position(
+        stage_index=0, stage=first_stage.name, step=0, is_stage_end=False, ranks=run.runtime.ranks
+    )
+
+    def write_parts(folder: Path) -> None:
+        if run.runtime.is_first:
+            module = models.materialise(recipe.model, recipe.task, plan.labels, recipe.seed, run.recipe_dir)
+            write_weights(named_state(module), folder / "model")
+
+    return checkpoint.write(run.run_dir, run.runtime, position, write_parts)
+
+
+def train_stages(run: Run, saved: Saved) -> Saved:
+    """Train from where ``saved`` stands to the end of the last stage."""
+    for stage in run.plan.stages:
+        position = saved.position
+        if stage.index < position.stage_index or (stage.index == position.stage_index and position.is_stage_end):
+            continue
+        is_inside = position.stage_index == stage.index and position.step > 0
+        start = saved
+        if is_inside:
+            found = run.runtime.broadcast(
+                checkpoint.stage_start(run.run_dir, stage.index) if run.runtime.is_first else None
+            )
+            if found is None:
+                raise UserError(
+                    f"{saved.folder} stands inside stage {stage.name}, and the checkpoint that stage started from is "
+                    f"gone or damaged; without it nothing proves what stayed frozen. Delete {saved.folder.name} to go "
+                    "on from an older one"
+                )
+            start = found
+            if position.ranks != run.runtime.ranks:
+                raise UserError(
+                    f"{saved.folder.name} was written by {position.ranks} ranks, and {run.runtime.ranks} were started; "
+                    f"resume with {position.ranks}"
+                )
+        saved = train_stage(run, stage, start, saved if is_inside else None)
+    return saved
+
+
+def finish(run: Run, last: Saved, processor: object) -> None:
+    """Export the best (or last) model and say how it compares."""
+    best: Best | None = last.position.best
+    source = run.run_dir.checkpoints / best.checkpoint if best else last.folder
+    metrics = dict(last.position.metrics)
+    export.export(run.plan, source / "model", run.run_dir.model, processor, metrics, best)
+    run.tracker.finished("finished", summary(run, last, best), metrics)
+
+
+def summary(run: Run, last: Saved, best: Best | None) -> str:
+    """The run's last line: its metric against the majority class, and where the model is."""
+    metrics, majority = last.position.metrics, run.plan.data.majority
+    parts = []
+    name = best.metric if best else next((n for n in ("accuracy", "perplexity", "loss") if n in metrics), None)
+    if name is not None:
+        value = best.value if best else metrics[name]
+        parts.append(f"{name} {value:.4f}" + (f" of {best.checkpoint}" if best else ""))
+    if name == "accuracy" and majority is not None:
+        value = best.value if best else metrics["accuracy"]
+        parts.append(f"majority class {majority:.4f} ({value - majority:+.4f})")
+    parts.append(f"model: {run.run_dir.model}")
+    return "; ".join(parts)

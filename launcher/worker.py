@@ -1,0 +1,78 @@
+"""One rank: ``python -m launcher.worker RECIPE [--run-dir DIR] [--set a.b=c]…``
+
+The same under ``thawline run`` (which has planned already), ``accelerate launch -m`` and ``torchrun -m`` (where the first
+rank plans). Owns the process: its signals, its log, its exit code and its last word. What is trained is `walk`'s.
+Whatever is slow to import is imported inside `main`, once signals are caught and the parent is watched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import logging
+import os
+import sys
+from pathlib import Path
+
+from launcher import orphans, rank_error
+from launcher.errors import ThawlineError
+from launcher.run_dir import RunDir
+from launcher.stop import StopRequest
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train as one rank; return the exit code."""
+    arguments = parse(argv)
+    orphans.die_with_parent()
+    stop = StopRequest()
+    stop.listen()
+    faulthandler.enable()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.captureWarnings(True)
+    rank = int(os.environ.get("RANK", "0"))
+    run_dir = arguments.run_dir
+    try:
+        from launcher import walk
+
+        runtime = walk.join()
+        run_dir = walk.opened_run_dir(runtime, arguments.recipe, arguments.overrides, arguments.run_dir)
+        walk.walk(runtime, RunDir(run_dir), stop)
+        runtime.close()
+        return 0
+    except BaseException as error:
+        return leave(run_dir, rank, error)
+
+
+def leave(run_dir: Path | None, rank: int, error: BaseException) -> int:
+    """Write why this rank ends where the launcher looks; without a launcher the first rank tells the user itself."""
+    if run_dir is not None:
+        exit_code = rank_error.record(RunDir(run_dir), rank, error).exit_code
+    else:
+        exit_code = error.exit_code if isinstance(error, ThawlineError) else 1
+    if isinstance(error, ThawlineError):
+        is_told = orphans.LAUNCHER_PID in os.environ
+        logging.getLogger(__name__).error("%s", error)
+        if not is_told and rank == 0:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    else:
+        logging.getLogger(__name__).critical("rank %d ends", rank, exc_info=error)
+    return exit_code
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The worker's own arguments."""
+    parser = argparse.ArgumentParser(prog="launcher.worker", description="One rank of a Thawline run.")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--run-dir", type=Path)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    # A rank that failed must not wait for others in a destructor: leave at once, after what is buffered is out.
+    code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        os._exit(code)
