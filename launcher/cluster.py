@@ -149,6 +149,17 @@ def described(
     return cluster.model_copy(update=changes)
 
 
+def threads_per_rank(ranks_per_node: int) -> int:
+    """CPU threads each rank of a node may use: its share of the cores this process may run on, at least 1."""
+    cores = len(os.sched_getaffinity(0))
+    quota = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000": 2 cores; "max 100000": no limit
+    if quota.is_file():
+        share, period = quota.read_text().split()
+        if share != "max":
+            cores = min(cores, max(1, int(share) // int(period)))
+    return max(1, cores // ranks_per_node)
+
+
 def parse_bytes(text: str) -> int:
     """``80GiB`` -> 80 x 2^30, ``80GB`` -> 80 x 10^9, ``1024`` -> 1024 bytes.
 
@@ -190,7 +201,8 @@ def _visible_gpus(environ: Mapping[str, str] | None = None) -> list[_Gpu]:
         if entry.startswith("MIG-"):  # a slice: CUDA takes it, nvidia-smi's query gives its memory nowhere
             visible.append(_Gpu(entry, entry, f"{gpus[0].kind} MIG", None, gpus[0].compute_capability))
             continue
-        found = [gpu for gpu in gpus if entry == gpu.number or (entry.startswith("GPU-") and gpu.uuid.startswith(entry))]
+        is_uuid = entry.startswith("GPU-")  # CUDA takes its beginning too
+        found = [gpu for gpu in gpus if entry == gpu.number or (is_uuid and gpu.uuid.startswith(entry))]
         if len(found) != 1:
             raise EnvironmentProblem(
                 f"CUDA_VISIBLE_DEVICES={asked}: {entry!r} names {len(found)} of this machine's GPUs "
