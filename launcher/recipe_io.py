@@ -18,8 +18,11 @@ from launcher.errors import Problem, RecipeError
 from launcher.recipe import Recipe, StageSettings
 from launcher.recipe_merge import merge, override, spread
 from launcher.recipe_problems import Origins, Parts, dotted, problems_of, pruned, unique
+from launcher.recipe_schema import schema
 from launcher.rules import check
 from launcher.yaml_tree import Tree, parse, to_yaml
+
+__all__ = ["dump", "load", "load_with_origins", "raw", "schema", "to_yaml"]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

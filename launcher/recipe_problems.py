@@ -44,10 +44,11 @@ NOT_BUILT_YET: dict[tuple[str, str], tuple[str, ...]] = {
     ("sharding", "offload"): SHARDING_NOT_BUILT_YET["offload"],
 }
 OTHER_NAMES = {
-    "lr": "learning_rate", "batch_size": "micro_size", "gradient_accumulation_steps": "global_size",
-    "num_epochs": "epochs", "num_train_epochs": "epochs", "max_steps": "steps", "eps": "epsilon", "wd": "weight_decay",
-    "max_grad_norm": "clip_grad_norm", "warmup_ratio": "warmup", "fp16": "precision", "bf16": "precision",
-    "deepspeed": "sharding", "save_total_limit": "keep", "dataset_name": "dataset", "model_name_or_path": "source",
+    "lr": "learning_rate", "wd": "weight_decay", "eps": "epsilon", "max_grad_norm": "clip_grad_norm",
+    "batch_size": "global_size", "gradient_accumulation_steps": "global_size",
+    "per_device_train_batch_size": "micro_size", "num_epochs": "epochs", "num_train_epochs": "epochs",
+    "max_steps": "steps", "warmup_ratio": "warmup", "fp16": "precision", "bf16": "precision", "deepspeed": "sharding",
+    "save_total_limit": "keep", "dataset_name": "dataset", "model_name_or_path": "source",
 }  # fmt: skip
 """What other trainers call a key -> what we do."""
 
@@ -214,7 +215,7 @@ def _unknown_key(parts: Parts, spread: Tree) -> str:
         hint = f"did you mean {name!r}? It"
     elif others:
         hint = f"it is one of {slot.discriminator if slot else ''} {joined(others)}; this one"
-    elif places and (name == key or not near):
+    elif places:
         hint = f"did you mean {joined([repr(place) for place in places[:3]])}? It"
     return f"unknown key {key!r}{of_kind}; {hint} takes {joined(allowed, 'and')}"
 
