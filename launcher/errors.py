@@ -2,7 +2,8 @@
 
     ThawlineError                 never raised itself
     ├── UserError            2    the recipe, the arguments or the data are wrong
-    │   └── RecipeError      2    a list of problems, each with file, line and dotted path
+    │   ├── RecipeError      2    a list of problems, each with file, line and dotted path
+    │   └── DataError        2    a file, a column or a label is not what the recipe says it is
     ├── EnvironmentProblem   3    no such GPU, no compiler, a port in use, a library missing
     ├── TrainingFailed       4    diverged, out of memory, a hang, a frozen weight that moved
     ├── StoppedEarly        75    stopped on request; `thawline resume` goes on
@@ -52,6 +53,10 @@ class RecipeError(UserError):
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
         super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class DataError(UserError):
+    """A file, a column or a label is not what the recipe says it is."""
 
 
 class EnvironmentProblem(ThawlineError):

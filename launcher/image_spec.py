@@ -21,7 +21,7 @@ class ImageSpec:
     """Resize, centre crop, scale to floats, normalise: in this order, to [3, height, width]."""
 
     size: int | tuple[int, int] | None
-    """Pixels: an int is the shorter side (the other keeps its proportion), a pair is (height, width); None: no resize."""
+    """Pixels: an int is the shorter side (the other in proportion), a pair is (height, width); None: no resize."""
     crop: tuple[int, int] | None
     """(height, width) of the centre crop; None: no crop."""
     mean: tuple[float, ...]
@@ -46,7 +46,8 @@ class ImageSpec:
 
 def from_dict(values: Mapping[str, Any]) -> ImageSpec:
     """The inverse of `ImageSpec.as_dict`."""
-    return ImageSpec(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    restored: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return ImageSpec(**restored)
 
 
 def from_torchvision(transforms: Any) -> ImageSpec:
