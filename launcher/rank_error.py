@@ -84,5 +84,3 @@ def clear(run_dir: RunDir) -> None:
     """Forget the errors of an earlier launch."""
     for file in run_dir.logs.glob("rank-*.error.json"):
         file.unlink()
-
-

@@ -122,9 +122,7 @@ def _from_silence(end: Ended, num_ranks: int, run_dir: RunDir) -> LaunchResult:
 def _stopped(
     ended: Sequence[Ended], errors: Sequence[RankError], asked: signal.Signals | None, run_dir: RunDir
 ) -> LaunchResult:
-    is_interrupt = asked is signal.SIGINT or (
-        asked is None and any(end.code == Interrupted.exit_code for end in ended)
-    )
+    is_interrupt = asked is signal.SIGINT or (asked is None and any(end.code == Interrupted.exit_code for end in ended))
     code = (Interrupted if is_interrupt else StoppedEarly).exit_code
     killed = [str(end.rank) for end in ended if end.code == -signal.SIGKILL]
     said = next((error.message for error in errors if error.exit_code in STOPPED_CODES), None)
