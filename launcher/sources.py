@@ -154,8 +154,8 @@ def _read_hub(data: HubData, wanted: list[Wanted]) -> dict[str, Table]:
         raise EnvironmentProblem(f"{where}: the hub cannot be reached and the cache has no copy: {error}") from error
     except ValueError as error:  # an unknown configuration
         raise DataError(f"data.config: {where}: {error}") from error
-    asked: dict[str, str] = {"train": "train"}
-    asked |= data.splits or {split: split for split in SPLITS if split in found}
+    named: dict[str, str] = dict(data.splits.items()) or {split: split for split in SPLITS if split in found}
+    asked = {"train": "train", **named}
     for ours, theirs in asked.items():
         if theirs not in found:
             raise DataError(f"data.splits.{ours}: {where} has no split {theirs!r}; it has: {', '.join(found)}")
