@@ -25,10 +25,13 @@ help:
 
 install: $(STAMP)
 
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
+
 $(STAMP): | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps -r requirements-demo.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "installing the pinned releases into $(VENV): about 7 GB, some minutes the first time"
+	@$(PIP) -r requirements.lock
+	@$(PIP) -r requirements-demo.lock
+	@$(PIP) --no-build-isolation --editable .
 	@rm -f $(VENV)/installed-*
 	@touch $@
 
