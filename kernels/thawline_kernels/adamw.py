@@ -1,13 +1,13 @@
 """`FusedAdamW`, a `torch.optim.AdamW` whose step is one pass over memory.
 
-Owns the optimizer's state and what a step is made of: gather, measure, scale, update. Refuses sparse, complex and float64
-parameters. The arithmetic is in `reference` and, equal to the bit, in the compiled kernels.
+Owns what a step is made of: gather, measure, scale, update. The arithmetic is in `reference` and, equal to the bit, in
+the compiled kernels; the state's layouts are in `state`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -15,13 +15,9 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.optimizer import ParamsT
 
-from thawline_kernels import reference
-from thawline_kernels.batches import Batch, dense, gather, gradients
-
-Backend = Literal["auto", "cuda", "cpu", "torch"]
-Numerics = Literal["torch", "accurate"]
-Master = Literal["none", "split16", "fp32"]
-StateDtype = Literal["fp32", "bf16"]
+from thawline_kernels import backends, formats, reference
+from thawline_kernels.batches import Batch, gather, is_dense, local
+from thawline_kernels.state import Layout, Master, StateDtype, saved
 
 _OPTIONS = {
     "backend": ("auto", "cuda", "cpu", "torch"),
@@ -35,13 +31,18 @@ class FusedAdamW(AdamW):
     """AdamW with the state of `torch.optim.AdamW`, which it loads and which loads it.
 
     Args:
-        params, lr, betas, eps, weight_decay, amsgrad, maximize: as in `torch.optim.AdamW`.
-        backend: ``"cpu"`` and ``"cuda"`` are compiled and never fall back; ``"torch"`` is the reference; ``"auto"`` takes the
-            compiled step where it can be built, else the reference, and says so once.
-        numerics: ``"torch"`` decays as torch does, by fp32(1 - lr * weight_decay); ``"accurate"`` joins the decay to the
+        params, lr, betas, eps, weight_decay, amsgrad, maximize: as in `torch.optim.AdamW`; parameters in fp32 or bf16.
+        backend: ``"cpu"`` and ``"cuda"`` are compiled and never fall back; ``"torch"`` is the reference; ``"auto"``
+        takes the
+            compiled step where it can be built, else the reference, and says so once. All give the same bits.
+        numerics: ``"torch"`` decays as torch does, by fp32(1 - lr * weight_decay); ``"accurate"`` joins the decay to
+        the
             update, which keeps decays below 3e-8.
-        master: how a bf16 parameter's full value is kept; ``"none"`` keeps none.
-        state_dtype: of the two moments.
+        master: how the full value of a bf16 parameter is kept: ``"fp32"`` beside it; ``"split16"`` as its missing 16
+        bits
+            (the same bits of the true value, 4 bytes a parameter less); ``"none"`` not at all.
+        state_dtype: of the two moments; ``"bf16"`` rounds the second one stochastically.
+        seed: of that rounding, with the step and the parameter's position.
 
     Raises:
         ValueError: an option is not one of those named.
@@ -57,92 +58,122 @@ class FusedAdamW(AdamW):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
-        backend: Backend = "auto",
-        numerics: Numerics = "torch",
+        backend: Literal["auto", "cuda", "cpu", "torch"] = "auto",
+        numerics: Literal["torch", "accurate"] = "torch",
         master: Master = "none",
         state_dtype: StateDtype = "fp32",
+        seed: int = 0,
     ) -> None:
-        self._options = {"backend": backend, "numerics": numerics, "master": master, "state_dtype": state_dtype}
-        for name, value in self._options.items():
+        chosen = {"backend": backend, "numerics": numerics, "master": master, "state_dtype": state_dtype}
+        for name, value in chosen.items():
             if value not in _OPTIONS[name]:
                 raise ValueError(f"FusedAdamW({name}={value!r}): choose one of {', '.join(_OPTIONS[name])}")
-        if backend in ("cpu", "cuda") or master != "none" or state_dtype != "fp32":
-            raise NotImplementedError(f"FusedAdamW: {self._options} is not there yet; leave the defaults")
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
+        self._backend, self._is_accurate = backend, numerics == "accurate"
+        self._layout, self._seed = Layout(master, state_dtype), seed
         self._step_supports_amp_scaling = True  # GradScaler then hands over grad_scale and found_inf
 
     @torch.no_grad()
-    def step(  # type: ignore[override]
+    def step(
         self, closure: Callable[[], Any] | None = None, *, max_norm: float | None = None, zero_grad: bool = False
     ) -> Any:
-        """One step, clipped to a global gradient norm of ``max_norm`` if one is given (infinity measures and clips nothing).
+        """One step, clipped to a global gradient norm of ``max_norm`` if one is given (infinity measures and clips
+        nothing).
 
-        The norm is taken of the unscaled gradients, in double. If it is not finite, or GradScaler found an Inf, parameters,
-        moments and step counts stay as they are. Gradients are left as they are, or zeroed with ``zero_grad``.
+        The norm is that of the unscaled gradients, in double. If it is not finite, or GradScaler found an Inf,
+        parameters, moments and step counts stay as they are. Gradients are left as they are, or zeroed with
+        ``zero_grad``.
 
         Returns:
-            The closure's loss when there is a closure; else the norm before clipping as a 0-d float64 tensor when
+            The closure's loss when there is a closure; else the norm before clipping, a 0-d float64 tensor, when
             ``max_norm`` is given; else None.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        batches = [batch for group in self.param_groups for batch in gather(group, self.state)]
+        batches = self._gather()
         unscale = _number(getattr(self, "grad_scale", None), default=1.0)
         is_skipped = bool(_number(getattr(self, "found_inf", None), default=0.0))
         norm, grad_scale = None, 1.0 / unscale
         if max_norm is not None:
-            norm = _norm(batches) / unscale
+            norm = self._norm(batches) / unscale
             grad_scale *= min(1.0, max_norm / (norm + 1e-6))
-        if not is_skipped and (norm is None or math.isfinite(norm)):
+            is_skipped = is_skipped or not math.isfinite(norm)
+        if not is_skipped:
             for batch in batches:
-                self._update(batch, grad_scale)
-                batch.count_step()
+                k = reference.scalars(batch.hyper, batch.step, grad_scale)
+                backends.choose(self._backend, batch.device_type).update(batch, k, zero_grad=zero_grad)
+                batch.finish()
         if zero_grad:
-            for grad in gradients(batches):
-                grad.zero_()
-        if closure is not None:
-            return loss
-        return None if norm is None else torch.tensor(norm, dtype=torch.float64)
+            _zero_grads(param for batch in batches for param in (batch.owners if is_skipped else batch.relaid))
+        return (None if norm is None else torch.tensor(norm, dtype=torch.float64)) if closure is None else loss
 
-    def _update(self, batch: Batch, grad_scale: float) -> None:
-        k = reference.scalars(batch.hyper, batch.step, grad_scale)
-        for i, param in enumerate(batch.params):
-            peak = batch.max_exp_avg_sqs[i] if batch.max_exp_avg_sqs else None
-            reference.adamw_(param, batch.grads[i], batch.exp_avgs[i], batch.exp_avg_sqs[i], peak, batch.hyper, k)
+    def _gather(self) -> list[Batch]:
+        batches, first = [], 0
+        for group in self.param_groups:
+            batches += gather(group, _hyper(group, is_accurate=self._is_accurate), self._state_of(group))
+            for batch in batches if self._layout.state_dtype == "bf16" else ():
+                batch.keys = batch.keys or [
+                    formats.random_key(self._seed, batch.step, first + i) for i in batch.positions
+                ]
+            first += len(group["params"])
+        return batches
+
+    def _state_of(self, group: dict[str, Any]) -> Callable[[Tensor], dict[str, Any]]:
+        def state_of(param: Tensor) -> dict[str, Any]:
+            state: dict[str, Any] = self.state[param]
+            if not state:
+                self._layout.start(state, param, amsgrad=group["amsgrad"])
+            return state
+
+        return state_of
+
+    def _norm(self, batches: list[Batch]) -> float:
+        """L2 norm of all gradients as they are; of DTensors, over the ranks that hold their shards."""
+        squares: list[float] = []
+        for batch in batches:
+            sums = backends.choose(self._backend, batch.device_type).sums_of_squares(batch.grads)
+            squares += [batch.over_shards(reference.total(sums))] if batch.sharding else sums
+        return math.sqrt(reference.total(squares))
 
     def state_dict(self) -> dict[str, Any]:
-        """As `torch.optim.AdamW`'s; each parameter's step count is a tensor of its own, since torch counts in place."""
-        saved = super().state_dict()
-        for key, state in saved["state"].items():
-            saved["state"][key] = {name: value.clone() if name == "step" else value for name, value in state.items()}
-        return saved
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what this class or `torch.optim.AdamW` saved; the moments keep fp32 where torch would cast to bf16."""
-        super().load_state_dict(state_dict)
-        saved_ids = [key for group in state_dict["param_groups"] for key in group["params"]]
+        """As `torch.optim.AdamW`'s, with ``master`` where bf16 parameters have a fuller value (see `state`)."""
+        out = super().state_dict()
         params = [param for group in self.param_groups for param in group["params"]]
-        for key, param in zip(saved_ids, params, strict=True):
-            for name, value in state_dict["state"].get(key, {}).items():
-                self.state[param][name] = _restored(name, value, param)
+        for key, state in out["state"].items():
+            out["state"][key] = saved(state, params[key])
+        return out
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what this class, in any layout, or `torch.optim.AdamW` saved; nothing is rounded that has room."""
+        super().load_state_dict(state_dict)
+        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        for key, param in zip(keys, params, strict=True):
+            if key in state_dict["state"]:
+                self._layout.restore(self.state[param], state_dict["state"][key], param)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_options": self._options, "_step_supports_amp_scaling": True}
+        own = ("_backend", "_is_accurate", "_layout", "_seed", "_step_supports_amp_scaling")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
 
-def _restored(name: str, value: Any, param: Tensor) -> Any:
-    """A copy of a saved state tensor on the parameter's device, at the precision it was saved in or better."""
-    if name == "step":
-        return torch.tensor(float(value))
-    return value.to(param.device, torch.float32, copy=True) if isinstance(value, Tensor) else value
+def _hyper(group: dict[str, Any], *, is_accurate: bool) -> reference.Hyper:
+    beta1, beta2 = map(float, group["betas"])
+    eps, weight_decay = float(group["eps"]), float(group["weight_decay"])
+    return reference.Hyper(float(group["lr"]), beta1, beta2, eps, weight_decay, group["maximize"], is_accurate)
 
 
 def _number(tensor: Tensor | None, *, default: float) -> float:
     return default if tensor is None else float(tensor)
 
 
-def _norm(batches: list[Batch]) -> float:
-    """L2 norm of all gradients, as they are."""
-    return reference.norm(total for grad in gradients(batches) for total in reference.sums_of_squares(dense(grad)))
+def _zero_grads(params: Iterable[Tensor]) -> None:
+    for param in params:
+        grad = param.grad
+        if grad is not None and is_dense(local(grad)):
+            grad.zero_()
+        elif grad is not None:
+            param.grad = torch.zeros_like(param, dtype=grad.dtype)  # expanded: one zero cannot be written to many

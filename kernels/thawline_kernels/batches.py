@@ -1,18 +1,20 @@
-"""What one call of a kernel gets: the tensors of one group that share a step count, in one layout.
+"""What one call of a kernel gets: tensors of one group with one step count, one set of dtypes and one layout each.
 
-Owns the state's creation and its shapes, None gradients, DTensor shards and mismatched strides. Refuses sparse, complex and
-float64 tensors. `FusedAdamW.step` calls it; nothing here outlives the step, because DeepSpeed swaps tensors between steps.
+Owns None gradients, DTensor shards and mismatched strides. Refuses sparse, complex and float64 tensors.
+`FusedAdamW.step` calls it; nothing here outlives the step, because DeepSpeed and FSDP swap tensors between steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement
 
 from thawline_kernels.reference import Hyper
 
@@ -21,102 +23,133 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 @dataclass
 class Batch:
-    """Parameters of one group with the same number of steps taken; lists of equal length."""
+    """Lists of equal length, one entry a parameter; ``extras``, ``peaks`` and ``keys`` may be empty instead."""
 
     hyper: Hyper
-    step: float
+    step: int
     """Number of the step about to be taken; the first is 1."""
     states: list[dict[str, Any]] = field(default_factory=list)
     params: list[Tensor] = field(default_factory=list)
+    """What is stepped: the parameters, or their fp32 masters."""
+    extras: list[Tensor] = field(default_factory=list)
+    """Low halves of split parameters, or the bf16 copies of masters."""
     grads: list[Tensor] = field(default_factory=list)
     exp_avgs: list[Tensor] = field(default_factory=list)
     exp_avg_sqs: list[Tensor] = field(default_factory=list)
-    max_exp_avg_sqs: list[Tensor] = field(default_factory=list)
-    """Empty without amsgrad."""
+    peaks: list[Tensor] = field(default_factory=list)
+    """``max_exp_avg_sq`` of AMSGrad."""
+    keys: list[int] = field(default_factory=list)
+    """Of the random bits that round bf16 second moments."""
+    positions: list[int] = field(default_factory=list)
+    """Of the parameters in their group."""
+    owners: list[Tensor] = field(default_factory=list)
+    """The parameters as the group has them."""
+    relaid: list[Tensor] = field(default_factory=list)
+    """Those whose gradient was copied into the parameter's layout."""
+    copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """(parameter, the dense copy of it that is stepped in its place)."""
+    sharding: tuple[DeviceMesh, tuple[Placement, ...]] | None = None
+    """Of DTensor parameters."""
 
-    def count_step(self) -> None:
-        """Give the parameters a new step count; never change one in place: a loaded state dict may share it."""
-        counted = torch.tensor(self.step, dtype=torch.float32)
+    @property
+    def device_type(self) -> str:
+        return self.owners[0].device.type
+
+    def finish(self) -> None:
+        """Count the step, and bring back what was stepped in a copy.
+
+        The count is a new tensor, never changed in place: a loaded state dict may share the old one.
+        """
+        counted = torch.tensor(float(self.step))
         for state in self.states:
             state["step"] = counted
+        for tensor, copy in self.copies:
+            tensor.copy_(copy)
+
+    def over_shards(self, total: float) -> float:
+        """The sum of ``total`` over the ranks that hold other shards of these parameters. All of them must reach
+        this.
+        """
+        assert self.sharding is not None
+        mesh, placements = self.sharding
+        summed = torch.tensor(total, dtype=torch.float64, device=self.grads[0].device)
+        for dim, placement in enumerate(placements):
+            if not placement.is_replicate():
+                dist.all_reduce(summed, group=mesh.get_group(dim))
+        return summed.item()
 
 
-def gather(group: dict[str, Any], states: dict[Tensor, dict[str, Any]]) -> list[Batch]:
-    """The batches of one parameter group, with state made for parameters that meet their first gradient.
+def gather(group: dict[str, Any], hyper: Hyper, state_of: Callable[[Tensor], dict[str, Any]]) -> list[Batch]:
+    """The batches of one parameter group: parameters that have a gradient, in order.
 
     Raises:
         TypeError: a parameter or gradient is sparse, complex, or of a dtype other than fp32 and bf16.
     """
-    hyper = _hyper(group)
-    batches: dict[float, Batch] = {}
-    steps: dict[int, float] = {}  # the tensors live on in `states` while this runs, so their ids are unique
-    for param in group["params"]:
+    batches: dict[tuple[Any, ...], Batch] = {}
+    steps: dict[int, int] = {}  # keyed by id: the step tensors live on in the states while this runs
+    for position, param in enumerate(group["params"]):
         grad = param.grad
         if grad is None:
             continue
-        _refuse(param, grad)
-        state = states[param]
-        if not state:
-            _start(state, param, group["amsgrad"])
+        if param.dtype not in DTYPES or grad.dtype not in DTYPES or grad.layout is not torch.strided:
+            raise TypeError(_refusal(param, grad))
+        state = state_of(param)
         counter = state["step"]
         if id(counter) not in steps:
-            steps[id(counter)] = float(counter) + 1
+            steps[id(counter)] = int(counter) + 1
         step = steps[id(counter)]
-        batch = batches.setdefault(step, Batch(hyper, step)) if step not in batches else batches[step]
-        batch.states.append(state)
-        batch.params.append(local(param))
-        batch.grads.append(local(grad))
-        batch.exp_avgs.append(local(state["exp_avg"]))
-        batch.exp_avg_sqs.append(local(state["exp_avg_sq"]))
-        if group["amsgrad"]:
-            batch.max_exp_avg_sqs.append(local(state["max_exp_avg_sq"]))
+        sharding = (param.device_mesh, param.placements) if isinstance(param, DTensor) else None
+        kind = (step, param.dtype, grad.dtype, param.device, sharding)
+        batch = batches.get(kind)
+        if batch is None:
+            batch = batches[kind] = Batch(hyper, step, sharding=sharding)
+        batch.positions.append(position)
+        _append(batch, param, grad, state)
     return list(batches.values())
 
 
+def _append(batch: Batch, owner: Tensor, owned_grad: Tensor, state: dict[str, Any]) -> None:
+    batch.owners.append(owner)
+    batch.states.append(state)
+    param, grad = local(owner), local(owned_grad)
+    if not param.is_contiguous() and not is_dense(param):
+        strided, param = param, torch.empty_like(param).copy_(param)
+        batch.copies.append((strided, param))
+    if grad.stride() != param.stride():
+        batch.relaid.append(owner)
+        grad = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
+    if "master" in state:
+        batch.params.append(local(state["master"]))
+        batch.extras.append(param)
+    else:
+        batch.params.append(param)
+        if "low" in state:
+            batch.extras.append(local(state["low"]))
+    batch.grads.append(grad)
+    batch.exp_avgs.append(local(state["exp_avg"]))
+    batch.exp_avg_sqs.append(local(state["exp_avg_sq"]))
+    if "max_exp_avg_sq" in state:
+        batch.peaks.append(local(state["max_exp_avg_sq"]))
+
+
 def local(tensor: Tensor) -> Tensor:
-    """This rank's shard of a DTensor; any other tensor itself."""
+    """This rank's shard of a DTensor; any other tensor without its history."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def dense(tensor: Tensor) -> Tensor:
-    """``tensor`` itself when its elements fill their memory, else a contiguous copy (expanded and strided gradients)."""
-    return tensor if tensor.is_contiguous() or is_dense(tensor) else tensor.contiguous()
 
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill a piece of memory without gaps or overlaps, in any order of dimensions."""
     expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1):
+    dims = zip(tensor.stride(), tensor.shape, strict=True)
+    for stride, size in sorted((stride, size) for stride, size in dims if size != 1):
         if stride != expected:
             return False
         expected *= size
     return True
 
 
-def _hyper(group: dict[str, Any]) -> Hyper:
-    beta1, beta2 = group["betas"]
-    return Hyper(
-        float(group["lr"]), float(beta1), float(beta2), group["eps"], group["weight_decay"], maximize=group["maximize"]
+def _refusal(param: Tensor, grad: Tensor) -> str:
+    return (
+        f"FusedAdamW: a parameter of shape {tuple(param.shape)} is {param.dtype}, its gradient {grad.dtype}, "
+        f"{grad.layout}; it steps dense float32 and bfloat16: use torch.optim.AdamW, or SparseAdam for sparse gradients"
     )
-
-
-def _refuse(param: Tensor, grad: Tensor) -> None:
-    for what, tensor in (("parameter", param), ("gradient", grad)):
-        if tensor.layout is not torch.strided or tensor.dtype not in DTYPES:
-            raise TypeError(
-                f"FusedAdamW: a {what} of shape {tuple(tensor.shape)} is {tensor.dtype}, {tensor.layout}; "
-                "it steps dense float32 and bfloat16 tensors: use torch.optim.AdamW, or SparseAdam for sparse gradients"
-            )
-
-
-def _start(state: dict[str, Any], param: Tensor, amsgrad: bool) -> None:
-    """The keys and shapes of `torch.optim.AdamW`; the moments of a bf16 parameter are fp32."""
-    state["step"] = torch.tensor(0.0)
-    for key in ("exp_avg", "exp_avg_sq") + (("max_exp_avg_sq",) if amsgrad else ()):
-        state[key] = torch.zeros_like(param, dtype=torch.float32, memory_format=torch.preserve_format)
-
-
-def gradients(batches: list[Batch]) -> Iterator[Tensor]:
-    """All gradients, in the order of the groups."""
-    for batch in batches:
-        yield from batch.grads

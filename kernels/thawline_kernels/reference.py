@@ -6,27 +6,29 @@ against this file before they are timed. `FusedAdamW` calls it as its ``"torch"`
 Algorithm 2 of Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019 (arXiv 1711.05101), its lines
 numbered as there. The schedule multiplier of line 11 is part of the learning rate, as in `torch.optim.AdamW`.
 
-Arithmetic is fp32, one IEEE rounding per written operation; the scalars are computed in double and rounded once. A fused
-multiply-add stands where `torch.optim.AdamW(foreach=False)` has one (``lerp_`` and ``addcmul_``), so that the moments equal its
-moments to the bit. The root is the correctly rounded one, which ``torch.sqrt`` in fp32 on CPU is not (1 ULP off for one value
-in five); this is the only difference from torch.
+Arithmetic is fp32, one IEEE rounding per written operation; the scalars are computed in double and rounded once. A
+fused multiply-add stands where `torch.optim.AdamW(foreach=False)` has one (``lerp_`` and ``addcmul_``), so that the
+moments equal its moments to the bit. The root is the correctly rounded one, which ``torch.sqrt`` in fp32 on CPU is not
+(1 ULP off for one value in five); this is the only difference from torch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from thawline_kernels import formats
 
 BLOCK = 1 << 18
 """Elements updated at once, so that the temporaries of `fma` stay in cache."""
 
 NORM_CHUNK = 1 << 15
 NORM_LANES = 32
-"""The squared norm is summed in double per chunk of a tensor: 32 lanes, element i to lane i % 32, then a tree over the lanes."""
+"""Squares are summed in double per chunk of a tensor: element i to lane i % 32, then a tree over the lanes."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Hyper:
     weight_decay: float
     maximize: bool = False
     accurate: bool = False
-    """``numerics="accurate"``: the decay joins the update before it is added, so that a small one is not rounded away."""
+    """``numerics="accurate"``: the decay joins the update before it is added, lest a small one be rounded away."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,18 @@ def scalars(hyper: Hyper, step: float, grad_scale: float = 1.0) -> Scalars:
     )
 
 
+def pack(k: Scalars, hyper: Hyper) -> Tensor:
+    """``k`` as the nine fp32 that the kernels read (``Scalars`` in csrc/step.h)."""
+    sign = -1.0 if hyper.maximize else 1.0
+    values = (k.decay, k.weight1, k.beta2, k.weight2, k.root_correction2, k.eps, k.step_size, sign * k.grad_scale, 0.0)
+    return torch.tensor(values, dtype=torch.float32)
+
+
 def fma(a: Tensor, b: Tensor | float, c: Tensor) -> Tensor:
     """a * b + c of fp32 tensors with one rounding, on any device.
 
-    The product is exact in double. The sum is rounded to odd there, which makes the second rounding, to fp32, the only one
-    that counts (Boldo and Melquiond, "Emulation of FMA and Correctly Rounded Sums", 2008, theorem 2).
+    The product is exact in double. The sum is rounded to odd there, which makes the second rounding, to fp32, the only
+    one that counts (Boldo and Melquiond, "Emulation of FMA and Correctly Rounded Sums", 2008, theorem 2).
     """
     product = a.double() * (b.double() if isinstance(b, Tensor) else b)
     addend = c.double()
@@ -108,7 +117,13 @@ def root(value: Tensor) -> Tensor:
 
 
 def update_(
-    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, max_exp_avg_sq: Tensor | None, hyper: Hyper, k: Scalars
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    hyper: Hyper,
+    k: Scalars,
 ) -> None:
     """One AdamW step in place on fp32 tensors of one shape, of any strides.
 
@@ -117,8 +132,7 @@ def update_(
         max_exp_avg_sq: the running maximum of ``exp_avg_sq`` (AMSGrad), or None.
     """
     # Line 6: the gradient of the loss alone; weight decay is not added to it.
-    if k.grad_scale != 1.0:
-        grad = grad * k.grad_scale
+    grad = grad * k.grad_scale
     if hyper.maximize:
         grad = -grad
     # Line 12, second term: theta <- theta - eta * lambda * theta.
@@ -141,26 +155,43 @@ def update_(
 
 
 def adamw_(
-    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, max_exp_avg_sq: Tensor | None, hyper: Hyper, k: Scalars
+    param: Tensor,
+    extra: Tensor | None,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    hyper: Hyper,
+    k: Scalars,
+    key: int = 0,
 ) -> None:
-    """`update_` for a parameter and a gradient in fp32 or bf16, in either layout, block by block.
+    """`update_` for tensors in any of the stored formats, block by block.
 
-    A bf16 parameter is widened, stepped in fp32 and rounded to nearest even once.
+    Args:
+        param: fp32; or bf16, which is widened, stepped and rounded to nearest even; see ``extra``.
+        extra: int16 low halves beside a bf16 ``param`` (see `formats`), or the bf16 copy of an fp32 master, or None.
+        grad: fp32 or bf16.
+        exp_avg, exp_avg_sq: fp32; or bf16, of which the second is rounded stochastically with ``key``.
     """
-    tensors = [param, grad, exp_avg, exp_avg_sq] + ([] if max_exp_avg_sq is None else [max_exp_avg_sq])
-    for p, g, m, v, *v_max in _blocks(tensors):
-        wide = p.float()
-        update_(wide, g.float(), m, v, v_max[0] if v_max else None, hyper, k)
-        if wide is not p:
-            p.copy_(wide)
+    streams = {"p": param, "x": extra, "g": grad, "m": exp_avg, "v": exp_avg_sq, "peak": max_exp_avg_sq}
+    start = 0
+    for block in _blocks({name: tensor for name, tensor in streams.items() if tensor is not None}):
+        p, x = block["p"], block.get("x")
+        wide = formats.join16(p, x) if x is not None and x.dtype is torch.int16 else p.float()
+        m, v = block["m"].float(), block["v"].float()
+        update_(wide, block["g"].float(), m, v, block.get("peak"), hyper, k)
+        formats.store_param(wide, p, x)
+        if m is not block["m"]:
+            block["m"].copy_(m)
+            block["v"].copy_(formats.stochastic_bf16(v, formats.random16(v, start, key)))
+        start += p.numel()
 
 
-def _blocks(tensors: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Aligned views of at most `BLOCK` elements; the whole tensors where their layouts differ."""
-    if all(tensor.is_contiguous() for tensor in tensors):
-        yield from zip(*(tensor.view(-1).split(BLOCK) for tensor in tensors), strict=True)
-    else:
-        yield tuple(tensors)
+def _blocks(streams: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The streams cut at the same elements, `BLOCK` of them at a time, in the order of their (common) memory."""
+    flat = {name: tensor.as_strided((tensor.numel(),), (1,)) for name, tensor in streams.items()}
+    for start in range(0, flat["p"].numel(), BLOCK):
+        yield {name: tensor[start : start + BLOCK] for name, tensor in flat.items()}
 
 
 def sums_of_squares(grad: Tensor) -> list[float]:
@@ -170,8 +201,10 @@ def sums_of_squares(grad: Tensor) -> list[float]:
     """
     flat = grad.detach().as_strided((grad.numel(),), (1,))
     whole = flat.numel() // NORM_CHUNK * NORM_CHUNK
-    sums = [total for block in flat[:whole].split(64 * NORM_CHUNK) for total in _chunk_sums(block.view(-1, NORM_CHUNK))]
-    return sums + (_chunk_sums(flat[whole:].view(1, -1)) if whole < flat.numel() else [])
+    sums: list[float] = []
+    for start in range(0, whole, 64 * NORM_CHUNK):
+        sums += _chunk_sums(flat[start : min(start + 64 * NORM_CHUNK, whole)].view(-1, NORM_CHUNK))
+    return sums + _chunk_sums(flat[whole:].view(1, -1))
 
 
 def _chunk_sums(chunks: Tensor) -> list[float]:
@@ -188,9 +221,6 @@ def _chunk_sums(chunks: Tensor) -> list[float]:
     return lanes.view(-1).tolist()
 
 
-def norm(sums: Iterable[float]) -> float:
-    """The gradient's L2 norm from sums of squares: added exactly, so their order and the number of threads do not matter."""
-    sums = list(sums)
-    if not all(math.isfinite(value) for value in sums):
-        return math.nan if any(math.isnan(value) for value in sums) else math.inf
-    return math.sqrt(math.fsum(sums))
+def total(sums: list[float]) -> float:
+    """The exact sum, rounded once: neither their order nor the number of threads matters. Inf and NaN stay."""
+    return math.fsum(sums) if all(map(math.isfinite, sums)) else sum(sums)

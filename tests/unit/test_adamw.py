@@ -8,12 +8,15 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from thawline_kernels import FusedAdamW
 from torch import Tensor
+
+from thawline_kernels import FusedAdamW
 
 SHAPES = ((17, 5), (64,), (), (3, 2, 3, 3), (0,), (1,))
 ULPS = 4
-"""Allowed distance of a parameter from torch's after a few steps: torch's fp32 root is off by one ULP for one value in five."""
+"""Allowed distance of a parameter from torch's after a few steps: torch's fp32 root is off by one ULP for one value in
+five.
+"""
 
 
 def make_params(seed: int = 0, shapes: Iterable[tuple[int, ...]] = SHAPES) -> list[Tensor]:
@@ -72,7 +75,9 @@ def test_moments_equal_torchs_to_the_bit_and_parameters_to_its_rounding_of_the_r
     train(torchs, theirs, range(25))
     for a, b in zip(ours, theirs, strict=True):
         assert fused.state[a].keys() == torchs.state[b].keys()
-        assert_same_bits((fused.state[a][key] for key in fused.state[a]), (torchs.state[b][key] for key in torchs.state[b]))
+        assert_same_bits(
+            (fused.state[a][key] for key in fused.state[a]), (torchs.state[b][key] for key in torchs.state[b])
+        )
     assert_near(ours, theirs)
 
 
@@ -91,7 +96,9 @@ def test_state_dict_goes_to_and_comes_from_torch(first_is_ours: bool, amsgrad: b
     train(second, params, range(3, 6))
     assert_near(params, straight)
     assert [float(second.state[param]["step"]) for param in params] == [6.0] * len(params)
-    assert [float(first.state[param]["step"]) for param in params] == [3.0] * len(params), "the saved optimizer moved too"
+    assert [float(first.state[param]["step"]) for param in params] == [3.0] * len(params), (
+        "the saved optimizer moved too"
+    )
 
 
 def test_resume_from_disk_gives_the_same_bits(tmp_path) -> None:

@@ -1,0 +1,88 @@
+"""The optimizer's state of one parameter: how it starts, how it is saved, and how any layout becomes any other.
+
+Saved, it has the keys of `torch.optim.AdamW`, and ``master`` where a bf16 parameter has a fuller value: the true fp32,
+in the parameter's shape, whatever the layout that ran (``split16`` keeps only its low half, ``low``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from thawline_kernels import formats
+from thawline_kernels.batches import local
+
+Master = Literal["none", "split16", "fp32"]
+StateDtype = Literal["fp32", "bf16"]
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the state of bf16 parameters and the moments of all are kept."""
+
+    master: Master
+    state_dtype: StateDtype
+
+    @property
+    def moment_dtype(self) -> torch.dtype:
+        return torch.float32 if self.state_dtype == "fp32" else torch.bfloat16
+
+    def start(self, state: State, param: Tensor, *, amsgrad: bool) -> None:
+        """Fill the empty ``state`` of a parameter that meets its first gradient."""
+        state["step"] = torch.tensor(0.0)
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[key] = torch.zeros_like(param, dtype=self.moment_dtype)
+        if amsgrad:
+            state["max_exp_avg_sq"] = torch.zeros_like(param, dtype=torch.float32)
+        if param.dtype is torch.bfloat16 and self.master == "fp32":
+            state["master"] = param.detach().float()
+        elif param.dtype is torch.bfloat16 and self.master == "split16":
+            state["low"] = torch.zeros_like(param, dtype=torch.int16)
+
+    def restore(self, state: State, saved: State, param: Tensor) -> None:
+        """Fill ``state`` from one that this class or `torch.optim.AdamW` saved, in whatever layout that ran.
+
+        With ``split16`` and a saved master the parameter is written too: it is the upper half of the true value.
+        """
+        state.clear()
+        for key, value in saved.items():
+            if key == "step":
+                state[key] = torch.tensor(float(value))
+            elif key in ("exp_avg", "exp_avg_sq"):
+                state[key] = _like(param, value, self.moment_dtype)
+            elif key == "max_exp_avg_sq":
+                state[key] = _like(param, value, torch.float32)
+            elif key != "master":
+                state[key] = value
+        if param.dtype is not torch.bfloat16 or self.master == "none":
+            return
+        master = _like(param, saved.get("master", param), torch.float32)
+        if self.master == "fp32":
+            state["master"] = master
+        else:
+            upper, lower = formats.split16(local(master))
+            local(param).copy_(upper)
+            state["low"] = torch.zeros_like(param, dtype=torch.int16)
+            local(state["low"]).copy_(lower)
+
+
+def saved(state: State, param: Tensor) -> State:
+    """``state`` as it goes to a checkpoint: see the module. Tensors are shared with ``state`` but for the step and the
+    master.
+
+    The step is a tensor of its own for each parameter, since torch's AdamW counts it in place.
+    """
+    out = {key: value.clone() if key == "step" else value for key, value in state.items() if key != "low"}
+    if "low" in state:
+        out["master"] = torch.zeros_like(param, dtype=torch.float32)
+        local(out["master"]).copy_(formats.join16(local(param.detach()), local(state["low"])))
+    return out
+
+
+def _like(param: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of ``value`` with the device and strides of ``param``."""
+    return torch.zeros_like(param, dtype=dtype).copy_(value.detach())
