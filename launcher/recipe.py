@@ -113,6 +113,7 @@ class Split(Strict):
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the rows; 0 for none."""
     seed: NonNegativeInt = 0
+    """Of the choice; another gives other rows."""
     stratify: str | None = None
     """Column whose proportions both splits keep."""
     dedupe: str | None = None
@@ -142,7 +143,9 @@ class TableData(DataSettings):
 
     source: Literal["csv", "json", "parquet", "text", "package"]
     files: Files
+    """Path, glob or ``package:IMPORT/PATH``; a list of them; or one of either for each split."""
     encoding: str = "utf-8"
+    """Of csv, json and text files, such as ``latin-1``."""
 
 
 class ImageFolderData(DataSettings):
@@ -150,6 +153,7 @@ class ImageFolderData(DataSettings):
 
     source: Literal["imagefolder"]
     files: Files
+    """A folder, or one for each split."""
 
 
 class HubData(DataSettings):
@@ -161,6 +165,7 @@ class HubData(DataSettings):
     config: str | None = None
     """The dataset's configuration, where it has several."""
     revision: str | None = None
+    """Commit, branch or tag of the dataset."""
     splits: dict[Literal["train", "validation", "test"], str] = {}
     """Our split -> the dataset's name for it; default the same names."""
 
@@ -183,10 +188,13 @@ class AdamW(Strict):
 
     kind: Literal["adamw"] = "adamw"
     learning_rate: PositiveFloat = 2.0e-5
+    """Peak of the schedule."""
     weight_decay: NonNegativeFloat = 0.01
     """Not applied to biases and norms."""
     betas: Betas = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square, each step."""
     epsilon: PositiveFloat = 1.0e-8
+    """Added to the root of the mean square."""
     implementation: Literal["auto", "fused", "torch"] = "auto"
     """auto: the compiled step where it can be had, else the reference, and says so; fused: compiled or an error."""
 
@@ -196,9 +204,13 @@ class Adam(Strict):
 
     kind: Literal["adam"]
     learning_rate: PositiveFloat = 1.0e-3
+    """Peak of the schedule."""
     weight_decay: NonNegativeFloat = 0.0
+    """Not applied to biases and norms."""
     betas: Betas = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square, each step."""
     epsilon: PositiveFloat = 1.0e-8
+    """Added to the root of the mean square."""
 
 
 class SGD(Strict):
@@ -206,9 +218,13 @@ class SGD(Strict):
 
     kind: Literal["sgd"]
     learning_rate: PositiveFloat = 1.0e-2
+    """Peak of the schedule."""
     weight_decay: NonNegativeFloat = 0.0
+    """Not applied to biases and norms."""
     momentum: Probability = 0.0
+    """Share of the last step's direction that is kept."""
     nesterov: bool = False
+    """Look ahead along the momentum (needs momentum above 0)."""
 
 
 Optimizer = Annotated[AdamW | Adam | SGD, Field(discriminator="kind")]
@@ -227,6 +243,7 @@ class Linear(Strict):
 
     kind: Literal["linear"] = "linear"
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the stage's optimizer steps."""
     end: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Factor of the learning rate after the last step."""
 
@@ -236,7 +253,9 @@ class Cosine(Strict):
 
     kind: Literal["cosine"]
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the stage's optimizer steps."""
     end: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Factor of the learning rate after the last step."""
 
 
 class Exponential(Strict):
@@ -244,7 +263,9 @@ class Exponential(Strict):
 
     kind: Literal["exponential"]
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the stage's optimizer steps."""
     end: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Factor of the learning rate after the last step."""
 
 
 Schedule = Annotated[Constant | Linear | Cosine | Exponential, Field(discriminator="kind")]
@@ -286,8 +307,11 @@ class StageSettings(Strict):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on GPUs that have it, else fp32."""
     seed: NonNegativeInt = 0
+    """Of the order of the rows, of augmentation and dropout, and of new weights."""
     optimizer: Optimizer = AdamW()
+    """The rule of the step, with its peak learning rate."""
     schedule: Schedule = Linear()
+    """The learning rate's way over the stage's optimizer steps."""
     clip_grad_norm: PositiveFloat | None = None
     """Largest global L2 norm of the gradient; None: no clipping."""
     evaluate: Evaluate = Evaluate()
@@ -299,6 +323,7 @@ class Stage(StageSettings):
     """One part of the training: what thaws, for how long, and how."""
 
     name: Name
+    """Unique in the recipe; names the stage in folders, logs and ``--set``."""
     train: list[str] = Field(min_length=1)
     """``head``, ``backbone``, ``all``, ``layers[-2:]``, or globs and ``re:`` patterns over parameter names."""
     epochs: PositiveInt | None = None
@@ -319,17 +344,22 @@ class Wandb(Strict):
     """Weights & Biases."""
 
     project: str = Field(min_length=1)
+    """The project that the run appears in."""
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online when a key is set, offline otherwise."""
     entity: str | None = None
+    """The team or user it belongs to. None: the key's own."""
     group: str | None = None
+    """A name that several runs share, to show them together."""
     tags: list[str] = []
+    """Words to find the run by."""
 
 
 class Tracking(Strict):
     """Where the curves go besides ``metrics.jsonl``."""
 
     wandb: Wandb | None = None
+    """Weights & Biases. None: not used."""
     log_every: PositiveInt = 10
     """Optimizer steps between two lines of training metrics."""
 
@@ -338,8 +368,12 @@ class Recipe(StageSettings):
     """A whole recipe, merged and checked. The ``StageSettings`` here are the defaults its stages were merged over."""
 
     name: Name
+    """Names the run and its default folder, ``runs/NAME``."""
     task: Task
+    """What is learned; its kind says which columns it reads and which metrics it has."""
     model: Model
     data: Data
+    """Where the rows come from."""
     stages: list[Stage] = Field(min_length=1)
+    """In the order they run."""
     tracking: Tracking = Tracking()
