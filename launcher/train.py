@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,10 +20,11 @@ import torch
 from launcher import backends, checkpoint, optim, schedule, stages
 from launcher.backends import Engine, StepResult
 from launcher.checkpoint import Best, Position, Saved
-from launcher.data import TrainingBatches, Window, evaluation_batches
+from launcher.batches import TrainingBatches, Window, evaluation_batches
 from launcher.distributed import seed_step
 from launcher.errors import Interrupted, StoppedEarly, ThawlineError, TrainingFailed
 from launcher.evaluation import evaluate
+from launcher.gradient_witness import GradientWitness
 from launcher.handover import open_stage, write_model, write_optimizer
 from launcher.plan import StagePlan
 from launcher.run import Run
@@ -75,22 +77,21 @@ def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) 
         metrics=position.metrics,
         had_gradient=set(resume.position.had_gradient) if resume else set(),
     )
-    witness = stages.GradientWitness(engine.module, stage, progress.had_gradient)
-    modes = stages.Modes(engine.module, stage)
-    modes.train()
+    witness = GradientWitness(engine.module, progress.had_gradient)
+    stages.set_modes(engine.module, stage)
     run.tracker.stage_started(stage, progress.step)
-    try:
-        with TrainingBatches(
-            run.splits.train, run.task, stage, run.runtime.rank, run.runtime.ranks, progress.step, run.pin_memory
-        ) as windows:
-            for window in windows:
-                train_step(run, stage, engine, window, progress)
-                witness.settle()
-                after_step(run, stage, engine, modes, progress)
-        end = finish_stage(run, stage, engine, before, progress)
-    finally:
-        witness.close()
-        engine.close()
+    runtime, num_workers = run.runtime, run.plan.recipe.data.num_workers
+    windows = TrainingBatches(
+        run.splits.train, run.task, stage, runtime.rank, runtime.ranks, progress.step, run.pin_memory,
+        num_workers=num_workers,
+    )  # fmt: skip
+    with closing(iter(windows)) as ahead:
+        for window in ahead:
+            train_step(run, stage, engine, window, progress)
+            witness.settle()
+            after_step(run, stage, engine, start, progress)
+    end = finish_stage(run, stage, engine, start, before, progress)
+    engine.close()
     return end
 
 
@@ -133,13 +134,13 @@ def train_step(run: Run, stage: StagePlan, engine: Engine, window: Window, progr
         report_training(run, stage, progress, learning_rate, result.grad_norm)
 
 
-def after_step(run: Run, stage: StagePlan, engine: Engine, modes: stages.Modes, progress: Progress) -> None:
+def after_step(run: Run, stage: StagePlan, engine: Engine, start: Saved, progress: Progress) -> None:
     """Evaluate, save and stop, where this step says so."""
     is_last = progress.step == stage.steps
     every = stage.evaluate_every_steps
     is_best = False
     if (every and progress.step % every == 0) or (is_last and stage.evaluate_at_end):
-        is_best = measure(run, stage, engine, modes, progress)
+        is_best = measure(run, stage, engine, progress)
     is_due = progress.step % stage.checkpoint_every_steps == 0
     if not is_last and (is_best or is_due or run.stop.is_agreed):
         saved = save(run, stage, engine, start, progress, with_engine=True, with_model=is_best)
@@ -151,7 +152,7 @@ def after_step(run: Run, stage: StagePlan, engine: Engine, modes: stages.Modes, 
             )
 
 
-def measure(run: Run, stage: StagePlan, engine: Engine, modes: stages.Modes, progress: Progress) -> bool:
+def measure(run: Run, stage: StagePlan, engine: Engine, progress: Progress) -> bool:
     """Evaluate on the validation split; whether it is the best of the run so far."""
     validation = run.splits.validation
     assert validation is not None, "the plan evaluates only where there is a validation split"
@@ -159,11 +160,14 @@ def measure(run: Run, stage: StagePlan, engine: Engine, modes: stages.Modes, pro
     assert size is not None, "the plan leaves no size open"
     run.tracker.evaluating(progress.step)
     engine.module.eval()
-    batches = evaluation_batches(validation, run.task, run.runtime.rank, run.runtime.ranks, size)
+    batches = evaluation_batches(
+        validation, run.task, run.runtime.rank, run.runtime.ranks, size, run.pin_memory,
+        num_workers=run.plan.recipe.data.num_workers,
+    )  # fmt: skip
     progress.metrics = evaluate(
         lambda inputs: run.logits(engine.forward(inputs)), batches, run.task, run.runtime.device
     )
-    modes.train()
+    stages.set_modes(engine.module, stage)
     run.tracker.evaluated(progress.step, progress.step / stage.steps_per_epoch, "validation", progress.metrics)
     metric = stage.settings.evaluate.best
     if metric is None:
@@ -177,7 +181,9 @@ def measure(run: Run, stage: StagePlan, engine: Engine, modes: stages.Modes, pro
     return True
 
 
-def finish_stage(run: Run, stage: StagePlan, engine: Engine, before: dict[str, str], progress: Progress) -> Saved:
+def finish_stage(
+    run: Run, stage: StagePlan, engine: Engine, start: Saved, before: dict[str, str], progress: Progress
+) -> Saved:
     """Prove what changed and what did not, and write the stage's end."""
     after = run.agree_on_digests(stages.digests(engine.parameters()))
     had_gradient = {name for names in run.runtime.gather(sorted(progress.had_gradient)) for name in names}
@@ -190,7 +196,7 @@ def finish_stage(run: Run, stage: StagePlan, engine: Engine, before: dict[str, s
 
 
 def save(
-    run: Run, stage: StagePlan, engine: Engine, progress: Progress, *, with_engine: bool, with_model: bool
+    run: Run, stage: StagePlan, engine: Engine, start: Saved, progress: Progress, *, with_engine: bool, with_model: bool
 ) -> Saved:
     """Write a checkpoint and delete those that are no longer needed."""
     is_end = progress.step == stage.steps
@@ -216,7 +222,8 @@ def save(
 
     saved = checkpoint.write(run.run_dir, run.runtime, position, write_parts)
     if run.runtime.is_first:
-        checkpoint.retain(run.run_dir, stage.settings.checkpoint.keep, run.protected(stage, progress.best))
+        protected = {start.folder.name} | ({progress.best.checkpoint} if progress.best else set())
+        checkpoint.retain(run.run_dir, stage.settings.checkpoint.keep, protected)
     run.tracker.checkpointed(saved.folder.name, progress.step)
     return saved
 

@@ -9,8 +9,6 @@ import logging
 import os
 from pathlib import Path
 
-import torch
-
 from launcher import checkpoint, data, distributed, export, models, orphans, session, stages, tasks
 from launcher.checkpoint import Best, Position, Saved
 from launcher.distributed import Runtime
@@ -52,7 +50,6 @@ def opened_run_dir(runtime: Runtime, recipe: Path, overrides: list[str], run_dir
 
 def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
     """Train all stages that are not finished, and export the model."""
-    torch.use_deterministic_algorithms(runtime.device.type == "cpu", warn_only=True)
     plan = RunPlan.model_validate_json(run_dir.plan.read_text())
     if plan.cluster.ranks != runtime.ranks:
         raise UserError(

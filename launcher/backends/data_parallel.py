@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -37,7 +38,10 @@ def build(parts: Parts) -> Engine:
         ],
     )
     module = parts.load_module(None)
-    wrapped = accelerator.prepare_model(module, evaluation_mode=runtime.ranks == 1)
+    with warnings.catch_warnings():
+        # torch renamed the argument in 2.14; Accelerate still passes the old name.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        wrapped = accelerator.prepare_model(module, evaluation_mode=runtime.ranks == 1)
     is_ddp = isinstance(wrapped, DistributedDataParallel)
     if is_ddp != (runtime.ranks > 1) or accelerator.num_processes != runtime.ranks:
         raise RuntimeError(
@@ -74,8 +78,10 @@ class DataParallelEngine(Engine):
     def step(self) -> StepResult:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.trained if p.grad is not None]
-        total_norm = nn.utils.get_total_norm(gradients)
+        for parameter in self.trained:
+            if parameter.grad is None:  # ZeRO sees zeros where there is no gradient, and decays: the same here
+                parameter.grad = torch.zeros_like(parameter)
+        total_norm = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
         if self.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.trained, self.clip_grad_norm, total_norm)
         grad_norm = float(total_norm)

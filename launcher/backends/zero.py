@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
 from deepspeed.utils import (
     safe_get_full_fp32_param,
@@ -140,18 +141,24 @@ class ZeroEngine(Engine):
                 yield name, parameter.detach()
 
     def optimizer_state(self, keys: tuple[str, ...]) -> Iterator[tuple[str, int, dict[str, torch.Tensor]]]:
-        steps = {
-            parameter: int(self.optimizer.state[flat]["step"]) if "step" in self.optimizer.state.get(flat, {}) else 0
-            for members, flat in self._flat_groups()
-            for parameter in members
-        }
+        flats = {parameter: flat for members, flat in self._flat_groups() for parameter in members}
         for name, parameter in self.module.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            found = {key: safe_get_full_optimizer_state(parameter, key) for key in keys}
-            yield name, steps[parameter], {
-                key: value.detach().float().cpu() for key, value in found.items() if value is not None
-            }
+            state = self.optimizer.state.get(flats[parameter], {}) if parameter.requires_grad else {}
+            # A group none of whose parameters ever had a gradient has no state; then it has none on any rank.
+            found = {key: self._whole_state(parameter, state[key], key) for key in keys if key in state}
+            if found:
+                yield name, int(state.get("step", 0)), found
+
+    def _whole_state(self, parameter: nn.Parameter, flat_state: torch.Tensor, key: str) -> torch.Tensor:
+        if self.stage.zero_stage == 3:
+            return cast(torch.Tensor, safe_get_full_optimizer_state(parameter, key)).detach().float().cpu()
+        whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
+        mapping = parameter._hp_mapping
+        if mapping is not None:  # None: all of it belongs to other ranks
+            inside, in_flat = mapping.lp_fragment_address, mapping.hp_fragment_address
+            whole.narrow(0, inside.start, inside.numel).copy_(flat_state.narrow(0, in_flat.start, in_flat.numel))
+        dist.all_reduce(whole)
+        return whole.view(parameter.shape).cpu()
 
     def set_optimizer_state(self, name: str, steps: int, tensors: dict[str, torch.Tensor]) -> None:
         parameter = self.module.get_parameter(name)

@@ -1,0 +1,75 @@
+"""Engines of every sharding, one after the other in one process group of two ranks (`engines_on_ranks.py`)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).with_name("engines_on_ranks.py")
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
+TRAINED = {"body.weight", "body.bias", "head.weight", "unused.weight"}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("engines")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
+    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    loaded: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return loaded
+
+
+def difference(a: dict[str, Any], b: dict[str, Any], names: set[str] | None = None) -> float:
+    assert a.keys() == b.keys()
+    return max(float(np.abs(np.array(a[n]) - np.array(b[n])).max()) for n in names or a.keys())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_engine_is_what_was_asked_for(report: dict[str, Any], precision: str, strategy: str) -> None:
+    engine = report[f"{precision}-{strategy}"]["engine"]
+    assert engine["ranks"] == 2
+    assert engine["zero_stage"] == STRATEGIES.index(strategy)
+    assert engine["engine"] == ("DistributedDataParallel" if strategy == "ddp" else "DeepSpeedEngine")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_all_strategies_end_with_the_same_weights_in_fp32(report: dict[str, Any], strategy: str) -> None:
+    ours, ddp = report[f"fp32-{strategy}"], report["fp32-ddp"]
+    assert difference(ours["ends"], ddp["ends"]) < 1e-6
+    assert ours["norms"] == pytest.approx(ddp["norms"], rel=1e-6)
+    assert difference(ddp["begins"], ddp["ends"], {"body.weight"}) > 1e-3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_saved_and_loaded_engine_continues_to_the_same_bits(
+    report: dict[str, Any], precision: str, strategy: str
+) -> None:
+    run = report[f"{precision}-{strategy}"]
+    assert difference(run["ends"], run["resumed"]) == 0.0
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_masters_begin_with_every_bit_of_the_stage_before(
+    report: dict[str, Any], precision: str, strategy: str
+) -> None:
+    assert difference(report[f"{precision}-{strategy}"]["begins"], report["fp32-ddp"]["begins"], TRAINED) == 0.0
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_carried_optimizer_state_continues_to_the_same_bits(
+    report: dict[str, Any], precision: str, strategy: str
+) -> None:
+    run = report[f"{precision}-{strategy}"]
+    assert difference(run["continued"], run["straight"]) == 0.0
+    assert run["seen_after"] == dict.fromkeys(TRAINED, 7)
