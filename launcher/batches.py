@@ -81,9 +81,12 @@ class TrainingBatches:
         accumulation = self._plan.batch.accumulation
         numbers = range(self._start_step * accumulation, self._plan.steps * accumulation)
         batches = prepared(self._micro_batches, numbers, self._num_workers, self._pin, WINDOWS_AHEAD * accumulation)
-        for step in range(self._start_step, self._plan.steps):
-            micro = [next(batches) for _ in range(accumulation)]
-            yield Window(step, step // self._micro_batches.steps_per_epoch, micro)
+        try:
+            for step in range(self._start_step, self._plan.steps):
+                micro = [next(batches) for _ in range(accumulation)]
+                yield Window(step, step // self._micro_batches.steps_per_epoch, micro)
+        finally:
+            del batches  # ends the thread or the workers now, also when an error keeps this frame alive
 
 
 def evaluation_batches(

@@ -1,0 +1,99 @@
+"""Predict each next token of a text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from launcher.packing import Batch
+from launcher.recipe import CausalLM, Data
+from launcher.tasks.bound import Features, Metrics, Row
+from launcher.tasks.tokens import Tokens, as_weights, num_tokens
+
+NO_TARGET = -100
+"""Label where there is nothing to predict: padding, and rows of weight 0."""
+
+
+class BoundCausalLM:
+    """Rows have ``text``; logits are [B, T, vocabulary], labels the input's own tokens, shifted by the loss."""
+
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    best_direction: ClassVar[Mapping[str, Literal["max", "min"]]] = {"loss": "min", "perplexity": "min"}
+
+    def __init__(self, task: CausalLM, data: Data, processor: Any, labels: None, config: Any) -> None:
+        # Right: positions then count from the first token in every model, whatever its tokenizer prefers to generate.
+        self._tokens = Tokens(processor, data.max_length, config, side="right")
+
+    def encode_rows(self, rows: Sequence[Row], *, augment_seeds: Sequence[int] | None) -> list[Features]:
+        """Token ids; texts have no augmentation."""
+        encoded = self._tokens.encode([row["text"] for row in rows])
+        return [{**features, "id": row["id"]} for features, row in zip(encoded, rows, strict=True)]
+
+    def encode(self, row: Row, *, augment_seed: int | None) -> Features:
+        """One row -> features."""
+        return self.encode_rows([row], augment_seeds=None)[0]
+
+    def collate(self, rows: list[Features], weights: list[float]) -> Batch:
+        """Pad to the longest; the padding token may be a real one (often the end of text), so the mask decides."""
+        inputs = self._tokens.inputs(rows)
+        counted = as_weights(weights)
+        is_target = inputs["attention_mask"].bool() & (counted > 0)[:, None]
+        labels = inputs["input_ids"].where(is_target, NO_TARGET)
+        size = float((labels[:, 1:] != NO_TARGET).sum())
+        return Batch(inputs, labels, counted, [row["id"] for row in rows], size, num_tokens(inputs, counted))
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Cross entropy of each next token in float32, summed over the tokens that count."""
+        return token_losses(logits, batch.labels).sum()
+
+    def metrics(self, device: torch.device) -> Metrics:
+        """Mean loss over all predicted tokens, and its exponential."""
+        return PerplexityMetrics(self, device)
+
+    def decode(self, logits: Tensor, batch: Batch) -> list[dict[str, Any]]:
+        """How well the model foresees each text: mean loss a token, and perplexity."""
+        sums = token_losses(logits, batch.labels).sum(-1)
+        counts = (batch.labels[:, 1:] != NO_TARGET).sum(-1)
+        means = (sums / counts.clamp(min=1)).tolist()
+        return [
+            {"id": row, "loss": mean, "perplexity": perplexity(mean)}
+            for row, weight, mean in zip(batch.ids, batch.weights, means, strict=True)
+            if weight
+        ]
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """float32 [B, T]: at t the loss of predicting token t + 1; 0 where there is nothing to predict."""
+    # The labels are shifted, not the logits: a slice of the largest tensor of the step would be a copy of it.
+    targets = functional.pad(labels[:, 1:], (0, 1), value=NO_TARGET)
+    flat = logits.view(-1, logits.shape[-1]).float()
+    return functional.cross_entropy(flat, targets.reshape(-1), ignore_index=NO_TARGET, reduction="none").view_as(labels)
+
+
+def perplexity(mean_loss: float) -> float:
+    """exp(mean loss a token); infinite beyond what a float holds."""
+    return math.exp(mean_loss) if mean_loss < 700 else math.inf
+
+
+class PerplexityMetrics:
+    """torchmetrics' weighted mean; it adds up the ranks' sums itself when computed."""
+
+    def __init__(self, task: BoundCausalLM, device: torch.device) -> None:
+        from torchmetrics import MeanMetric
+
+        self._task = task
+        self._loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(device)
+
+    def update(self, logits: Tensor, batch: Batch) -> None:
+        """Count one batch. Every rank calls this for every batch, those without a counting row too."""
+        self._loss.update(self._task.loss(logits, batch) / max(batch.size, 1.0), batch.size)
+
+    def compute(self) -> dict[str, float]:
+        """Each measure over the batches of all ranks."""
+        loss = float(self._loss.compute())
+        return {"loss": loss, "perplexity": perplexity(loss)}

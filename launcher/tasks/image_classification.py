@@ -1,0 +1,45 @@
+"""One label for an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from launcher.image_spec import ImageSpec, from_transformers
+from launcher.packing import Batch
+from launcher.recipe import Data, ImageClassification
+from launcher.tasks.bound import Features, Row
+from launcher.tasks.classification import NO_LABEL, Classification
+from launcher.tasks.images import Images
+from launcher.tasks.tokens import as_weights
+
+
+class BoundImageClassification(Classification):
+    """Rows have ``image`` (path, encoded bytes, or the hub's form of them) and ``label``."""
+
+    auto_class: ClassVar[str] = "AutoModelForImageClassification"
+
+    def __init__(self, task: ImageClassification, data: Data, processor: Any, labels: list[str], config: Any) -> None:
+        super().__init__(labels)
+        spec = processor if isinstance(processor, ImageSpec) else from_transformers(processor)
+        self._images = Images(spec.with_size(task.image_size) if task.image_size else spec, task.augment)
+
+    def encode_rows(self, rows: Sequence[Row], *, augment_seeds: Sequence[int] | None) -> list[Features]:
+        """Pixels as bytes; augmented where seeds are given and the recipe says so."""
+        seeds = [None] * len(rows) if augment_seeds is None else augment_seeds
+        return [
+            {
+                "pixels": self._images.encode(row["image"], row["id"], seed),
+                "label": row.get("label", NO_LABEL),
+                "id": row["id"],
+            }
+            for row, seed in zip(rows, seeds, strict=True)
+        ]
+
+    def collate(self, rows: list[Features], weights: list[float]) -> Batch:
+        """Stack, scale and normalise."""
+        inputs = self._images.inputs([row["pixels"] for row in rows])
+        labels = torch.tensor([row["label"] for row in rows])
+        return Batch(inputs, labels, as_weights(weights), [row["id"] for row in rows], sum(weights), 0)

@@ -1,0 +1,133 @@
+"""Images -> tensors as the model's processor wants them, and the augmentation of training images.
+
+All randomness comes from the seed that is handed in. torchvision's own random transforms draw from the global
+generator, which the loop's dropout uses at the same time from another thread; so the choices are made here and only the
+operations are torchvision's.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from launcher.errors import DataError, UserError
+from launcher.image_spec import ImageSpec
+
+Augment = Literal["none", "flip", "randaugment"]
+
+RANDAUGMENT_OPERATIONS = 2
+RANDAUGMENT_LEVEL = 9 / 30
+"""Magnitude 9 of 31 bins: torchvision's default, and about the paper's for small models."""
+
+
+class Images:
+    """Opens, resizes, crops and augments one image at a time; scales and normalises a batch at a time."""
+
+    def __init__(self, spec: ImageSpec, augment: Augment) -> None:
+        if spec.crop is None and not isinstance(spec.size, tuple):
+            raise UserError(
+                "the model's processor leaves images of different shapes, which make no batch; "
+                "set task.image_size to the side of the square image in pixels"
+            )
+        self._spec, self._augment = spec, augment
+        self._interpolation = InterpolationMode(spec.interpolation)
+
+    def encode(self, value: Any, row_id: str, seed: int | None) -> Tensor:
+        """uint8 [3, height, width]; ``seed`` None: no augmentation."""
+        image = open_rgb(value, row_id)
+        spec = self._spec
+        if spec.size is not None:
+            size = [spec.size] if isinstance(spec.size, int) else list(spec.size)
+            image = F.resize(image, size, interpolation=self._interpolation, antialias=True)
+        if spec.crop is not None:
+            image = F.center_crop(image, list(spec.crop))
+        if seed is not None:
+            image = augmented(image, self._augment, random.Random(seed))
+        tensor: Tensor = F.pil_to_tensor(image)
+        return tensor
+
+    def inputs(self, images: list[Tensor]) -> dict[str, Tensor]:
+        """float32 [B, 3, height, width] under the model's own name for it."""
+        stacked = torch.stack(images)
+        scaled = F.to_dtype(stacked, torch.float32, scale=True) if self._spec.scale == 1 / 255 else None
+        floats = scaled if scaled is not None else stacked.float() * self._spec.scale
+        return {self._spec.input_name: F.normalize(floats, list(self._spec.mean), list(self._spec.std))}
+
+
+def open_rgb(value: Any, row_id: str) -> Image.Image:
+    """Decode a path, encoded bytes, the hub's ``{bytes, path}`` or an opened image; grey and palettes become RGB.
+
+    Raises:
+        DataError: no image is there.
+    """
+    if isinstance(value, dict):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    try:
+        if isinstance(value, Image.Image):
+            image = value
+        elif isinstance(value, bytes):
+            image = Image.open(io.BytesIO(value))
+        else:
+            image = Image.open(Path(value))
+        # A palette with transparency goes to RGB by way of RGBA; Pillow warns of the direct way.
+        return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"image of row {row_id}: {value} does not exist; paths start from the recipe's folder"
+        ) from error
+    except (UnidentifiedImageError, OSError, TypeError, ValueError, SyntaxError) as error:
+        shown = value if isinstance(value, str) else type(value).__name__
+        raise DataError(f"image of row {row_id} cannot be read ({shown}): {error}; repair or remove it") from error
+
+
+# --- augmentation -----------------------------------------------------------------------------------------------------
+def augmented(image: Image.Image, augment: Augment, draw: random.Random) -> Image.Image:
+    """``flip``: mirrored left to right, half of the time. ``randaugment``: two operations at a fixed strength."""
+    if augment == "flip":
+        return F.horizontal_flip(image) if draw.random() < 0.5 else image
+    if augment == "randaugment":
+        for _ in range(RANDAUGMENT_OPERATIONS):
+            name = draw.choice(list(OPERATIONS))
+            sign = 1.0 if draw.random() < 0.5 else -1.0
+            image = OPERATIONS[name](image, sign * RANDAUGMENT_LEVEL)
+    return image
+
+
+def _sheared(image: Image.Image, x: float, y: float) -> Image.Image:
+    degrees = [math.degrees(math.atan(x)), math.degrees(math.atan(y))]
+    sheared: Image.Image = F.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=degrees, center=[0, 0])
+    return sheared
+
+
+def _translated(image: Image.Image, x: float, y: float) -> Image.Image:
+    moved: Image.Image = F.affine(image, angle=0.0, translate=[int(x), int(y)], scale=1.0, shear=[0.0, 0.0])
+    return moved
+
+
+OPERATIONS: Mapping[str, Callable[[Image.Image, float], Image.Image]] = {
+    "identity": lambda image, level: image,
+    "shear_x": lambda image, level: _sheared(image, 0.3 * level, 0.0),
+    "shear_y": lambda image, level: _sheared(image, 0.0, 0.3 * level),
+    "translate_x": lambda image, level: _translated(image, 150 / 331 * image.width * level, 0.0),
+    "translate_y": lambda image, level: _translated(image, 0.0, 150 / 331 * image.height * level),
+    "rotate": lambda image, level: F.rotate(image, 30.0 * level),
+    "brightness": lambda image, level: F.adjust_brightness(image, 1 + 0.9 * level),
+    "color": lambda image, level: F.adjust_saturation(image, 1 + 0.9 * level),
+    "contrast": lambda image, level: F.adjust_contrast(image, 1 + 0.9 * level),
+    "sharpness": lambda image, level: F.adjust_sharpness(image, 1 + 0.9 * level),
+    "posterize": lambda image, level: F.posterize(image, round(8 - 4 * abs(level))),
+    "solarize": lambda image, level: F.solarize(image, 255.0 * (1 - abs(level))),
+    "auto_contrast": lambda image, level: F.autocontrast(image),
+    "equalize": lambda image, level: F.equalize(image),
+}
+"""The operations of RandAugment (Cubuk et al., 2020, table 6 without Cutout), at a level from -1 to 1."""

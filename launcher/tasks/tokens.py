@@ -1,0 +1,82 @@
+"""Texts -> token ids, and their batches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from launcher.errors import DataError, UserError
+from launcher.packing import pad
+
+POSITION_OFFSET_MODELS = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "mpnet",
+    "longformer",
+    "data2vec-text",
+)
+"""Model types whose first ``pad_token_id + 1`` positions are not for tokens."""
+
+
+class Tokens:
+    """A tokenizer cut to a length, of its own: settings made here never reach the exported one."""
+
+    def __init__(
+        self, tokenizer: Any, max_length: int, config: Any, side: Literal["left", "right"] | None = None
+    ) -> None:
+        if tokenizer.pad_token_id is None:
+            raise UserError(
+                f"{type(tokenizer).__name__} has no padding token; set pad_token in the model's tokenizer_config.json"
+            )
+        check_length(tokenizer, max_length, config)
+        self._tokenizer = copy.deepcopy(tokenizer)
+        self._max_length = max_length
+        self.side: Literal["left", "right"] = side or tokenizer.padding_side
+        self._fill = {
+            "input_ids": int(tokenizer.pad_token_id),
+            "token_type_ids": int(getattr(tokenizer, "pad_token_type_id", 0)),
+            "attention_mask": 0,
+        }
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, list[int]]]:
+        """Model inputs of each text, or pair of texts, cut to the length."""
+        encoded = self._tokenizer(
+            list(texts), list(pairs) if pairs is not None else None, truncation=True, max_length=self._max_length
+        )
+        return [{name: encoded[name][row] for name in encoded} for row in range(len(texts))]
+
+    def inputs(self, encoded: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Model inputs of a batch, each [B, longest]."""
+        names = [name for name in encoded[0] if name in self._fill]
+        return {name: pad([row[name] for row in encoded], self._fill[name], self.side) for name in names}
+
+
+def check_length(tokenizer: Any, max_length: int, config: Any) -> None:
+    """Refuse texts longer than the model has positions for, before one is met in the middle of a run.
+
+    Raises:
+        DataError: with the longest that fits.
+    """
+    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    if config is not None and getattr(config, "model_type", None) in POSITION_OFFSET_MODELS:
+        positions -= (config.pad_token_id or 0) + 1
+    if max_length > positions:
+        raise DataError(
+            f"data.max_length {max_length}: the model has {positions} positions; set it to {positions} or less"
+        )
+
+
+def num_tokens(inputs: dict[str, Tensor], weights: Tensor) -> int:
+    """Tokens that are not padding, of the rows that count."""
+    return int((inputs["attention_mask"].sum(-1) * (weights > 0)).sum())
+
+
+def as_weights(weights: Sequence[float]) -> Tensor:
+    """[B] float32."""
+    return torch.tensor(weights, dtype=torch.float32)
