@@ -1,7 +1,7 @@
 """Starts the ranks of this machine, passes signals on, ends them together.
 
 Owns the processes of one launch from their start to the exit code. Refuses to know what the ranks compute: it runs any
-command that keeps the contract below. `session` calls `run_ranks`; `verdict` says which error was first.
+command that keeps the contract below. `cli` calls `train`; `verdict` says which error was first.
 
 What a rank gets: RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT as torchrun sets them, and
 the two variables of `orphans`. Rank 0 has the terminal's stdout; everything else goes to ``logs/rank-N.log``. What it
@@ -19,19 +19,24 @@ import secrets
 import select
 import signal
 import socket
-import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from launcher import orphans, rank_error
 from launcher.cluster import threads_per_rank
-from launcher.errors import EnvironmentProblem
+from launcher.errors import EnvironmentProblem, Interrupted, StoppedEarly
+from launcher.rank_process import RankProcess
 from launcher.run_dir import RunDir
+from launcher.status import close_status, read_status
 from launcher.verdict import STOPPED_CODES, Ended, LaunchResult, judge
+
+if TYPE_CHECKING:
+    from launcher.session import Session
 
 FORWARDED = {
     signal.SIGTERM: signal.SIGTERM,
@@ -52,6 +57,32 @@ class Grace:
     """When another rank failed: there is nothing left to save."""
     after_stop_s: float = 600.0
     """When a stop was asked for: they finish a step and write a checkpoint. A second Ctrl-C cuts it short."""
+
+
+def train(session: Session, say: Callable[[str], None]) -> None:
+    """Start the ranks of a run and wait for their end; nothing but a word when it is finished already.
+
+    Raises: a ThawlineError with the first real error, or StoppedEarly or Interrupted when a stop was asked for.
+    """
+    run_dir = RunDir(session.path)
+    if session.standing == "finished":
+        say(f"{session.path} is finished: {read_status(run_dir).message or run_dir.model}")
+        return
+    say(f"{session.path}: {'a new run' if session.standing == 'new' else 'goes on'} on {session.plan.cluster}")
+    command = [sys.executable, "-m", "launcher.worker", str(run_dir.recipe), "--run-dir", str(run_dir.path)]
+    result = run_ranks(command, session.plan.cluster.ranks_per_node, run_dir)
+    _close_status(run_dir, result)
+    result.raise_if_failed()
+
+
+def _close_status(run_dir: RunDir, result: LaunchResult) -> None:
+    """Say in the status what the first rank could not: it was killed, or knew nothing of the others' errors."""
+    if result.exit_code == StoppedEarly.exit_code:
+        close_status(run_dir, "stopped", result.message)
+    elif result.exit_code == Interrupted.exit_code:
+        close_status(run_dir, "interrupted", result.message)
+    elif result.exit_code:
+        close_status(run_dir, "failed", result.message)
 
 
 def run_ranks(
@@ -86,12 +117,14 @@ def _run_once(
     try:
         with _signals_to(launch) as wakeup:
             for rank in range(num_ranks):
-                launch.start(command, rank, shared, run_dir)
+                launch.ranks.append(RankProcess.start(command, rank, shared, run_dir))
             launch.wait(wakeup)
     finally:
         launch.kill_all()
         for started in launch.ranks:
             started.process.wait()
+        if sys.stdout.isatty():
+            print("\x1b[?25h", end="", flush=True)  # a rank that was killed while it drew a bar left the cursor hidden
         guard.communicate()  # closes its stdin: it sweeps up what the ranks left behind, and ends
     return judge(launch.ended, rank_error.read_all(run_dir), launch.asked, run_dir)
 
@@ -129,43 +162,12 @@ def free_port() -> int:
     )
 
 
-@dataclass
-class _Rank:
-    number: int
-    process: subprocess.Popen[bytes]
-    sent: set[int] = field(default_factory=set)
-    ended: Ended | None = None
-
-    def send(self, number: signal.Signals) -> None:
-        """To the rank's own process; what it started is its own to end."""
-        if self.ended is None:
-            self.sent.add(number)
-            os.kill(self.process.pid, number)  # not reaped yet, so the id is still its own
-
-    def kill(self) -> None:
-        """The rank and its process group; `orphans` sees to what left the group."""
-        if self.ended is None:
-            self.sent.add(signal.SIGKILL)
-            os.killpg(self.process.pid, signal.SIGKILL)
-
-    def reap(self) -> bool:
-        """Whether it has ended since the last look. What is left of its group dies before its id can be another's."""
-        if self.ended is not None:
-            return False
-        if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            return False
-        at = time.time()
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.ended = Ended(self.number, self.process.wait(), at, frozenset(self.sent))
-        return True
-
-
 class _Launch:
     """The ranks of one attempt, and what has been asked of them."""
 
     def __init__(self, grace: Grace) -> None:
         self.grace = grace
-        self.ranks: list[_Rank] = []
+        self.ranks: list[RankProcess] = []
         self.pending: list[signal.Signals] = []
         """Signals that came and were not acted on yet."""
         self.asked: signal.Signals | None = None
@@ -176,24 +178,6 @@ class _Launch:
     @property
     def ended(self) -> list[Ended]:
         return [rank.ended for rank in self.ranks if rank.ended]
-
-    def start(self, command: Sequence[str], rank: int, shared: Mapping[str, str], run_dir: RunDir) -> None:
-        """Raises: EnvironmentProblem when the program cannot be run."""
-        with run_dir.log(rank).open("ab") as log:
-            log.write(_log_header(rank, shared))
-            log.flush()
-            try:
-                process = subprocess.Popen(
-                    command,
-                    env=dict(shared) | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdin=subprocess.DEVNULL,
-                    stdout=None if rank == 0 else log,
-                    stderr=log,
-                    start_new_session=True,  # the terminal's Ctrl-C reaches the launcher alone
-                )
-            except OSError as error:
-                raise EnvironmentProblem(f"rank {rank} cannot start {command[0]!r}: {error}") from error
-        self.ranks.append(_Rank(rank, process))
 
     def wait(self, wakeup: IO[bytes]) -> None:
         """Until every rank has ended."""
@@ -230,7 +214,7 @@ class _Launch:
         for rank in self.ranks:
             rank.send(FORWARDED[number])
 
-    def _on_end(self, rank: _Rank) -> None:
+    def _on_end(self, rank: RankProcess) -> None:
         """A rank that stopped as asked, or finished, hurries nobody; one that failed ends the rest soon."""
         assert rank.ended
         if rank.ended.code == 0:
@@ -244,13 +228,6 @@ class _Launch:
     def _end_within(self, seconds: float) -> None:
         proposed = time.monotonic() + seconds
         self.deadline = proposed if self.deadline is None else min(self.deadline, proposed)
-
-
-def _log_header(rank: int, shared: Mapping[str, str]) -> bytes:
-    threads = shared["OMP_NUM_THREADS"]
-    origin = "as set" if "OMP_NUM_THREADS" in os.environ else "its share of the cores"
-    now = time.strftime("%Y-%m-%d %H:%M:%S%z")
-    return f"== {now} rank {rank} of {shared['WORLD_SIZE']}; OMP_NUM_THREADS={threads} ({origin})\n".encode()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,8 @@ ACTIVE: tuple[State, ...] = ("preparing", "running", "evaluating")
 RESUMABLE = (*ACTIVE, "stopped", "interrupted", "failed")
 QUIET_AFTER_S = 10.0
 """A run whose processes are gone is lost once its status is older than this: younger, it may just be ending."""
+
+FOLLOW_EVERY_S = 1.0
 
 
 class Status(BaseModel):
@@ -124,10 +126,38 @@ def write_status(run_dir: RunDir, status: Status) -> None:
 
 
 def close_status(run_dir: RunDir, state: State, message: str) -> None:
-    """Say how a run ended whose ranks could not; does nothing when none of them, and no launcher, ever said a word."""
-    if run_dir.status.is_file():
+    """Say how a run ended. A rank that said by itself that it stopped is left its words; a failure's are replaced.
+
+    Does nothing when there is no status to close: the ranks never came that far, and the user sees the message anyway.
+    """
+    try:
+        status = read_status(run_dir)
+    except UserError:
+        return
+    if status.state != state or state == "failed":
         changes = {"state": state, "message": message, "eta_s": None, "updated": time.time()}
-        write_status(run_dir, read_status(run_dir).model_copy(update=changes))
+        write_status(run_dir, status.model_copy(update=changes))
+
+
+def follow(run_dir: RunDir) -> Iterator[Status]:
+    """Each new status, the present one first, until the run has ended or its processes are gone.
+
+    Raises: UserError when the folder is no run's.
+    """
+    shown: Status | None = None
+    while True:
+        found = read_status(run_dir)
+        if found != shown:
+            shown = found
+            yield found
+        if found.state not in ACTIVE or found.is_lost():
+            return
+        time.sleep(FOLLOW_EVERY_S)
+
+
+def as_shown(status: Status) -> dict[str, Any]:
+    """``status.json``, and ``lost``: whether its processes are gone although it says that it is at work."""
+    return {name: _finite_or_text(value) for name, value in status.model_dump().items()} | {"lost": status.is_lost()}
 
 
 def json_line(record: Mapping[str, Any]) -> str:

@@ -1,0 +1,188 @@
+"""The commands: parse, call, print.
+
+No logic here. What a command does is in the module it names; each is imported when its command runs, so that
+``thawline --help`` starts at once and without torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.errors import ThawlineError
+
+app = typer.Typer(
+    name="thawline",
+    help="Fine-tune in stages: each thaws its own layers, under its own sharding, over all the ranks there are.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 120},
+)
+
+Recipe = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
+Run = Annotated[Path, typer.Argument(help="The run's folder.", metavar="RUN")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="a.b=c", help="Change a value of the recipe, such as stages.full.epochs=2."),
+]
+Ranks = Annotated[
+    int | None, typer.Option(min=1, help="Processes on this machine; default one a GPU, or one on the CPU.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+@app.command()
+def run(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Default runs/NAME.")] = None,
+    ranks: Ranks = None,
+) -> None:
+    """Train all stages of a recipe on this machine; go on where an unfinished run of it stands."""
+    from launcher import launch, session
+
+    launch.train(session.open_run(recipe, overrides or (), run_dir, ranks=ranks), print)
+
+
+@app.command()
+def resume(run: Run) -> None:
+    """Go on with a run from its newest checkpoint that verifies."""
+    from launcher import launch, session
+
+    launch.train(session.reopen_run(run), print)
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each; default this machine's.")] = None,
+    gpu_memory: Annotated[str | None, typer.Option(help="Of each GPU, such as 80GiB.")] = None,
+    host_memory: Annotated[str | None, typer.Option(help="Of each machine, such as 1TiB.")] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Processes on each machine, when it has no GPU.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run would do: stages, parameters, learning rates, steps, batches. Downloads no weights."""
+    from launcher import cluster, plan_table, recipe_io, survey
+    from launcher.plan import plan_json
+
+    checked = recipe_io.load(recipe, overrides or ())
+    machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks)
+    resolved = survey.prepare(checked, recipe.resolve().parent, machines)
+    _print(plan_json(resolved) if as_json else plan_table.tables(resolved))
+
+
+@app.command()
+def status(run: Run, as_json: AsJson = False) -> None:
+    """Say where a run stands, from its files alone."""
+    from launcher.run_dir import RunDir
+    from launcher.status import as_shown, read_status, render
+
+    found = read_status(RunDir(run))
+    _print(as_shown(found) if as_json else render(found, RunDir(run)))
+
+
+@app.command()
+def watch(run: Run) -> None:
+    """Show where a run stands until it ends."""
+    from launcher.run_dir import RunDir
+    from launcher.status import follow, render
+
+    for found in follow(RunDir(run)):
+        if sys.stdout.isatty():
+            print("\x1b[2J\x1b[H", end="")  # clear the screen
+        print(render(found, RunDir(run)), flush=True)
+
+
+@app.command()
+def evaluate(run: Run, split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation") -> None:
+    """Measure a run's exported model on a split of its data."""
+    from launcher import inference
+    from launcher.run_dir import RunDir
+
+    _print(inference.evaluate(RunDir(run), split))
+
+
+@app.command()
+def predict(
+    run: Run,
+    inputs: Annotated[list[str], typer.Argument(help="Texts, or paths of images or text files.", metavar="INPUT…")],
+) -> None:
+    """Predict with a run's exported model; one JSON object a line."""
+    import json
+
+    from launcher import inference
+    from launcher.run_dir import RunDir
+
+    for prediction in inference.predict(RunDir(run), inputs):
+        print(json.dumps(prediction, ensure_ascii=False))
+
+
+@app.command()
+def export(run: Run, folder: Annotated[Path, typer.Argument(help="A new folder.", metavar="DIR")]) -> None:
+    """Copy a finished run's model to a folder that transformers' from_pretrained loads."""
+    from launcher.run_dir import RunDir
+    from launcher.session import copy_model
+
+    print(copy_model(RunDir(run), folder))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    from launcher import recipe_io
+
+    _print(recipe_io.schema())
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="Print this one.", metavar="[NAME]")] = None) -> None:
+    """List the recipes that come with thawline."""
+    from launcher import shipped
+
+    if name is not None:
+        print(shipped.recipe(name).read_text(encoding="utf-8"), end="")
+        return
+    for file in shipped.recipes().values():
+        print(f"{file}\n    {shipped.purpose(file)}")
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Options that stand before a command."""
+    if version:
+        from launcher import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def _print(what: object) -> None:
+    """Text as it is, a map as JSON, tables as wide as the terminal, or 160 columns where there is none."""
+    if isinstance(what, str):
+        print(what)
+    elif isinstance(what, dict):
+        import json
+
+        print(json.dumps(what, indent=2, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(what)
+
+
+def main() -> None:
+    """The command ``thawline``: an error that is not a bug shows its message alone, and ends with its exit code."""
+    try:
+        app()
+    except ThawlineError as error:
+        print(f"thawline: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

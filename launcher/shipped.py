@@ -1,0 +1,39 @@
+"""The recipes that come with thawline: where they are, and what each is for."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from launcher.errors import UserError
+
+
+def recipes() -> dict[str, Path]:
+    """Name -> file, sorted. In a checkout they are in ``recipes/``; an installed wheel has its own copy.
+
+    Raises: UserError when neither is there.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "shipped" / "recipes", package.parent / "recipes"):
+        if found := {file.stem: file for file in sorted(folder.glob("*.yaml"))}:
+            return found
+    raise UserError(f"no recipes in {package / 'shipped' / 'recipes'}: the installation is not whole; install again")
+
+
+def recipe(name: str) -> Path:
+    """The file of one.
+
+    Raises: UserError with the nearest name.
+    """
+    known = recipes()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"no shipped recipe is called {name!r}; {hint}there are: {', '.join(known)}")
+    return known[name]
+
+
+def purpose(file: Path) -> str:
+    """The first line of the comment that opens a recipe."""
+    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
