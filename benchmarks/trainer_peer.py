@@ -24,7 +24,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from launcher import data, models
+from launcher import data, transformers_models
+from launcher.order import order
 from launcher.plan import RunPlan, StagePlan
 
 
@@ -71,29 +72,29 @@ def main(plan_path: Path, result: Path, warm_up_steps: int) -> None:
     plan = RunPlan.model_validate_json(plan_path.read_text())
     (stage,) = plan.stages
     recipe, recipe_dir = plan.recipe, Path(plan.recipe_dir)
-    source = models.locate(recipe.model.source, recipe_dir)
+    source = transformers_models.locate(recipe.model, recipe_dir)
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=len(plan.labels or []))
 
     rows = data.load(recipe.data, recipe.task, recipe_dir).train
-    rows = rows.select(data.order(stage.settings.seed, stage.index, 0, len(rows)))
-    encoded = rows.map(
-        lambda batch: tokenizer(batch["text"], truncation=True, max_length=recipe.data.max_length),
-        batched=True,
-        remove_columns=[name for name in rows.column_names if name != "label"],
-    )
+    taken = rows.take(order(stage.settings.seed, stage.index, 0, len(rows))[: stage.steps * stage.batch.global_size])
+    encoded = tokenizer([row["text"] for row in taken], truncation=True, max_length=recipe.data.max_length)
+    features = [
+        {name: encoded[name][index] for name in encoded} | {"label": int(row["label"])}
+        for index, row in enumerate(taken)
+    ]
     clock = StepClock()
     trainer = Trainer(
         model=model,
         args=arguments(stage, result.parent / "trainer"),
-        train_dataset=encoded,
+        train_dataset=features,
         data_collator=DataCollatorWithPadding(tokenizer),
         callbacks=[clock],
     )
     trainer.train()
     if trainer.is_world_process_zero():
-        taken = clock.ended[stage.steps] - clock.ended[warm_up_steps]
-        rate = (stage.steps - warm_up_steps) * stage.batch.global_size / taken
+        seconds = clock.ended[stage.steps] - clock.ended[warm_up_steps]
+        rate = (stage.steps - warm_up_steps) * stage.batch.global_size / seconds
         result.write_text(json.dumps({"samples_per_second": rate, "optimizer": str(trainer.args.optim)}))
 
 

@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 
 import yaml
@@ -76,14 +75,9 @@ def thawline(recipe: Path, run_dir: Path, ranks: int, steps: int) -> float:
     """Samples a second of one `thawline run`, read from its metrics.jsonl."""
     run([str(BIN / "thawline"), "run", str(recipe), "--run-dir", str(run_dir), "--ranks", str(ranks)], ranks)
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    ended = {record["step"]: seconds(record["time"]) for record in records if "learning_rate" in record}
+    ended = {record["step"]: record["time"] for record in records if "learning_rate" in record}
     global_size = json.loads((run_dir / "plan.json").read_text())["stages"][0]["batch"]["global_size"]
     return (steps - WARM_UP_STEPS) * global_size / (ended[steps] - ended[WARM_UP_STEPS])
-
-
-def seconds(time: float | str) -> float:
-    """Seconds since the epoch, from either of the two ways to write a time."""
-    return time if isinstance(time, float) else datetime.fromisoformat(time).timestamp()
 
 
 def trainer(plan: Path, folder: Path, ranks: int) -> float:
