@@ -1,7 +1,7 @@
 """What a stage thaws, how its modules behave while it trains, and the proof afterwards.
 
-Owns ``requires_grad``, the modes of modules (training or evaluation), and the comparison of every parameter's bits before
-and after. It takes names from the plan and never decides itself what trains. Called by `handover` and `train`.
+Owns ``requires_grad``, the modes of modules (training or evaluation), and the comparison of every parameter's bits. It
+takes names from the plan and never decides itself what trains. Called by `handover` and `train`.
 """
 
 from __future__ import annotations
