@@ -207,4 +207,3 @@ def _replace(temporary: Path, final: Path) -> None:
     else:
         temporary.rename(final)
     sync_folder(final.parent)
-

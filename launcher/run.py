@@ -74,4 +74,3 @@ class Run:
         if self.runtime.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated())
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from launcher import backends, checkpoint, optim, schedule, stages
+from launcher import checkpoint, optim, schedule, stages
 from launcher.backends import Engine, StepResult
-from launcher.checkpoint import Best, Position, Saved
 from launcher.batches import TrainingBatches, Window, evaluation_batches
+from launcher.checkpoint import Best, Position, Saved
 from launcher.distributed import seed_step
 from launcher.errors import Interrupted, StoppedEarly, ThawlineError, TrainingFailed
 from launcher.evaluation import evaluate
@@ -28,6 +28,7 @@ from launcher.gradient_witness import GradientWitness
 from launcher.handover import open_stage, write_model, write_optimizer
 from launcher.plan import StagePlan
 from launcher.run import Run
+from launcher.run_dir import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -188,10 +189,19 @@ def finish_stage(
     after = run.agree_on_digests(stages.digests(engine.parameters()))
     had_gradient = {name for names in run.runtime.gather(sorted(progress.had_gradient)) for name in names}
     proof = stages.proof(stage, before, after, had_gradient, engine.describe())
-    run.write_proof(stage, proof)
+    if run.runtime.is_first:
+        run.run_dir.stage(stage.index, stage.name).mkdir(parents=True, exist_ok=True)
+        write_atomic(run.run_dir.proof(stage.index, stage.name), proof.model_dump_json(indent=1))
     proof.raise_if_wrong()
+    if warning := proof.warning():
+        run.tracker.say(warning)
     saved = save(run, stage, engine, start, progress, with_engine=False, with_model=True)
-    run.tracker.stage_finished(stage, proof.summary())
+    counts = proof.summary()
+    run.tracker.stage_finished(
+        stage,
+        f"{counts['changed']} of {counts['trained']} trained parameters changed, "
+        f"{counts['frozen_bit_identical']} of {counts['frozen']} frozen ones are bit-identical",
+    )
     return saved
 
 

@@ -9,13 +9,14 @@ import logging
 import os
 from pathlib import Path
 
-from launcher import checkpoint, data, distributed, export, models, orphans, session, stages, tasks
+from launcher import checkpoint, data, distributed, models, orphans, session, tasks
 from launcher.checkpoint import Best, Position, Saved
 from launcher.distributed import Runtime
 from launcher.errors import UserError
 from launcher.plan import RunPlan
 from launcher.run import Run
 from launcher.run_dir import RunDir
+from launcher.session import Session
 from launcher.stop import StopRequest
 from launcher.tracking import open_tracker
 from launcher.train import train_stage
@@ -29,23 +30,26 @@ def join() -> Runtime:
     return distributed.start()
 
 
-def opened_run_dir(runtime: Runtime, recipe: Path, overrides: list[str], run_dir: Path | None) -> Path:
-    """The run directory, with its plan written: by ``thawline run`` before, or now by the first rank."""
+def opened_run_dir(runtime: Runtime, recipe: Path, overrides: list[str], run_dir: Path | None) -> Path | None:
+    """The run directory, with its plan written by ``thawline run`` before, or now by the first rank.
+
+    Returns:
+        None when the run is finished and there is nothing left to do.
+    """
     if orphans.LAUNCHER_PID in os.environ:
         assert run_dir is not None, "thawline run always names the run directory"
         return run_dir
-    failure: Exception | None = None
+    opened: Session | Exception | None = None
     if runtime.is_first:
         try:
-            run_dir = session.open_run(recipe, overrides, run_dir, from_environment=True).path
+            opened = session.open_run(recipe, overrides, run_dir, from_environment=True)
         except Exception as error:
-            failure = error
-    failure = runtime.broadcast(failure)
-    if failure is not None:
-        raise failure
-    opened = runtime.broadcast(run_dir)
+            opened = error
+    opened = runtime.broadcast(opened)
+    if isinstance(opened, Exception):
+        raise opened
     assert opened is not None
-    return opened
+    return None if opened.standing == "finished" else opened.path
 
 
 def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
@@ -81,9 +85,7 @@ def first_checkpoint(run: Run) -> Saved:
     """Write the model as it is before any training; the only time that one rank holds the whole of it."""
     plan, first_stage = run.plan, run.plan.stages[0]
     recipe = plan.recipe
-    position = Position(
-        stage_index=0, stage=first_stage.name, step=0, is_stage_end=False, ranks=run.runtime.ranks
-    )
+    position = Position(stage_index=0, stage=first_stage.name, step=0, is_stage_end=False, ranks=run.runtime.ranks)
 
     def write_parts(folder: Path) -> None:
         if run.runtime.is_first:
@@ -126,6 +128,8 @@ def finish(run: Run, last: Saved, processor: object) -> None:
     best: Best | None = last.position.best
     source = run.run_dir.checkpoints / best.checkpoint if best else last.folder
     metrics = dict(last.position.metrics)
+    from launcher import export
+
     export.export(run.plan, source / "model", run.run_dir.model, processor, metrics, best)
     run.tracker.finished("finished", summary(run, last, best), metrics)
 

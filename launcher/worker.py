@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
 
         runtime = walk.join()
         run_dir = walk.opened_run_dir(runtime, arguments.recipe, arguments.overrides, arguments.run_dir)
-        walk.walk(runtime, RunDir(run_dir), stop)
+        if run_dir is not None:
+            walk.walk(runtime, RunDir(run_dir), stop)
         runtime.close()
         return 0
     except BaseException as error:
