@@ -1,14 +1,14 @@
 """From what a recipe says about its data to the rows of each split.
 
-Owns the task's columns, label ids, dedupe, limit and split, and every message about rows that cannot be trained on.
-`sources` reads the files before it; `batches` makes batches after it. Deterministic, on every rank alike; touches no
-global random generator. Called by `survey`, `worker` and `inference`.
+Owns the task's columns, dedupe, limit and split, and the messages about rows that cannot be trained on. `sources` reads
+the files before it, `labels` gives the ids, `batches` makes batches after it. Deterministic, on every rank alike;
+touches no global random generator. Called by `survey`, `walk` and `inference`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from launcher.data_facts import DataFacts
 from launcher.errors import DataError
+from launcher.labels import label_ids
 from launcher.recipe import Data, ImageFolderData, Task
 from launcher.rows import Rows
 from launcher.sampling import sample
@@ -37,8 +38,6 @@ TASK_COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 LIMIT, SPLIT = 1, 2
 """What a random choice is for; part of its seed."""
-ROWS_NAMED = 5
-"""Rows that a message names before it only counts."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,11 @@ def load(data: Data, task: Task, recipe_dir: Path) -> Splits:
         if not table.columns.num_rows:
             raise DataError(f"split {split} has no rows: {table.where}; give it rows, or leave the split out")
         _check_values(table, data, task)
-    names, ids = _labels(tables, data, task)
+    names: list[str] | None = None
+    ids: dict[str, Indices | None] = dict.fromkeys(tables)
+    if task.kind != "causal-lm":
+        names, encoded = label_ids(tables, _name(data, task, "label"), task.labels)
+        ids |= encoded
     keep = {split: np.arange(table.columns.num_rows) for split, table in tables.items()}
     if data.split.dedupe is not None:
         keep = _dedupe(tables, _name(data, task, data.split.dedupe))
@@ -159,105 +162,13 @@ def _check_values(table: Table, data: Data, task: Task) -> None:
         bad = np.flatnonzero(empty.to_numpy())
         if len(bad):
             raise DataError(
-                f"{wanted.key}: column {wanted.name!r} of {table.where} is empty in {_named(table, bad)}; "
+                f"{wanted.key}: column {wanted.name!r} of {table.where} is empty in {table.named(bad)}; "
                 "fill it in, or leave these rows out"
             )
 
 
 def _is_text(type_: pa.DataType) -> bool:
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
-
-
-def _named(table: Table, rows: Sequence[int] | Indices) -> str:
-    """``2 rows (counted from 0): 4, 17``"""
-    shown = ", ".join(table.ids[row] for row in rows[:ROWS_NAMED])
-    more = ", …" if len(rows) > ROWS_NAMED else ""
-    plural = "s" if len(rows) > 1 else ""
-    counted = " (counted from 0)" if table.ids[rows[0]].rpartition(":")[2].isdigit() else ""
-    return f"{len(rows)} row{plural}{counted}: {shown}{more}"
-
-
-# --- labels -----------------------------------------------------------------------------------------------------------
-def _labels(tables: dict[str, Table], data: Data, task: Task) -> tuple[list[str] | None, dict[str, Indices | None]]:
-    """Label names in the order of their ids, and each split's ids."""
-    if task.kind == "causal-lm":
-        return None, dict.fromkeys(tables)
-    column = _name(data, task, "label")
-    named = {split: _named_labels(table, column) for split, table in tables.items()}
-    if task.labels is not None:
-        names = task.labels
-        _check_label_names(names, {name for values, _ in named.values() for name in values})
-    else:
-        names = tables["train"].class_names.get(column) or sorted(named["train"][0], key=_by_value(named["train"][0]))
-    if len(names) < 2:
-        raise DataError(f"data.columns.label: column {column!r} has one label only, {names[0]!r}; two are needed")
-    wanted = "task.labels" if task.labels is not None else "the training split's labels"
-    ids = {name: number for number, name in enumerate(names)}
-    encoded: dict[str, Indices | None] = {}
-    for split, (values, codes) in named.items():
-        for code, value in enumerate(values):
-            if value not in ids:
-                rows = _named(tables[split], np.flatnonzero(codes == code))
-                raise DataError(
-                    f"label {value!r} in split {split}, column {column!r}, is not among {wanted}: "
-                    f"{_list(names)}; {_near(value, names)}found in {rows}"
-                )
-        encoded[split] = np.array([ids[value] for value in values], np.int64)[codes]
-    return list(names), encoded
-
-
-def _named_labels(table: Table, column: str) -> tuple[list[str], Indices]:
-    """The distinct labels as text, and [rows] which of them each row has."""
-    encoded = pc.dictionary_encode(table.columns[column].combine_chunks())
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    values, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
-    class_names = table.class_names.get(column)
-    return [_label_text(value, class_names, column, table) for value in values], codes
-
-
-def _label_text(value: object, class_names: list[str] | None, column: str, table: Table) -> str:
-    if class_names is not None and isinstance(value, int):
-        if 0 <= value < len(class_names):
-            return class_names[value]
-        raise DataError(
-            f"data.columns.label: column {column!r} of {table.where} has the class id {value}, which has no name "
-            "(a split without labels has -1); leave that split out with data.splits"
-        )
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, str | int):
-        return str(value)
-    raise DataError(
-        f"data.columns.label: column {column!r} of {table.where} holds {value!r}; a label is a name or a whole number"
-    )
-
-
-def _by_value(names: list[str]) -> Any:
-    """Sort key: whole numbers by value, anything else as text."""
-    return int if all(name.removeprefix("-").isdecimal() for name in names) else str
-
-
-def _check_label_names(names: list[str], there: set[str]) -> None:
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise DataError(f"task.labels names {twice[0]!r} twice")
-    absent = [name for name in names if name not in there]
-    if absent:
-        raise DataError(
-            f"task.labels: {absent[0]!r} is not in the data; {_near(absent[0], sorted(there))}"
-            f"the data has: {_list(sorted(there))}"
-        )
-
-
-def _near(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}? " if close else ""
-
-
-def _list(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:12]))
-    return shown + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 # --- dedupe, limit, split ---------------------------------------------------------------------------------------------
@@ -269,7 +180,7 @@ def _codes(tables: dict[str, Table], column: str, key: str) -> dict[str, Indices
     if len({part.type for part in parts}) > 1:
         raise DataError(f"{key}: column {column!r} has other types in other splits: {[str(p.type) for p in parts]}")
     joined = pa.chunked_array([chunk for part in parts for chunk in part.chunks], type=parts[0].type)
-    encoded = pc.dictionary_encode(joined).combine_chunks()
+    encoded = pc.dictionary_encode(joined.combine_chunks())
     codes: Indices = encoded.indices.to_numpy().astype(np.int64)
     ends = np.cumsum([len(part) for part in parts])[:-1]
     return dict(zip(tables, np.split(codes, ends), strict=True))

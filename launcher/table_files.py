@@ -10,11 +10,13 @@ import csv
 import difflib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -23,6 +25,8 @@ from launcher.errors import DataError
 
 CSV_BLOCK_BYTES = 1 << 25
 """A row of a csv must fit into one block."""
+ROWS_NAMED = 5
+"""Rows that a message names before it only counts."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,14 @@ class Table:
     """The file or files, for messages."""
     class_names: dict[str, list[str]] = field(default_factory=dict)
     """Column of class ids -> the names that the data itself gives them."""
+
+    def named(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> str:
+        """Rows in words: ``2 rows (counted from 0): 4, 17``."""
+        shown = ", ".join(self.ids[row] for row in rows[:ROWS_NAMED])
+        more = ", …" if len(rows) > ROWS_NAMED else ""
+        plural = "s" if len(rows) > 1 else ""
+        counted = " (counted from 0)" if self.ids[rows[0]].rpartition(":")[2].isdigit() else ""
+        return f"{len(rows)} row{plural}{counted}: {shown}{more}"
 
 
 def present(wanted: list[Wanted], there: list[str], where: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from launcher.image_spec import ImageSpec, from_transformers
+from launcher.image_spec import ImageSpec
 from launcher.packing import Batch
 from launcher.recipe import Data, ImageClassification
 from launcher.tasks.bound import Features, Row
@@ -21,10 +21,11 @@ class BoundImageClassification(Classification):
 
     auto_class: ClassVar[str] = "AutoModelForImageClassification"
 
-    def __init__(self, task: ImageClassification, data: Data, processor: Any, labels: list[str], config: Any) -> None:
+    def __init__(
+        self, task: ImageClassification, data: Data, processor: ImageSpec, labels: list[str], config: Any
+    ) -> None:
         super().__init__(labels)
-        spec = processor if isinstance(processor, ImageSpec) else from_transformers(processor)
-        self._images = Images(spec.with_size(task.image_size) if task.image_size else spec, task.augment)
+        self._images = Images(processor, task.augment)
 
     def encode_rows(self, rows: Sequence[Row], *, augment_seeds: Sequence[int] | None) -> list[Features]:
         """Pixels as bytes; augmented where seeds are given and the recipe says so."""
