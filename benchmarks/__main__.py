@@ -1,6 +1,6 @@
 """`make bench`: prints the tables of docs/performance.md, measured here and now.
 
-make bench BENCH_ARGS="--ranks 1 --pairs 7 --steps 110 --json bench.json"
+make bench BENCH_ARGS="--ranks 1 --pairs 7 --steps 60 --json bench.json"
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
         "--ranks", type=int, nargs="*", default=[1, 2], help="numbers of ranks to compare at; none: skip"
     )
     parser.add_argument("--pairs", type=int, default=3, help="pairs of runs for each number of ranks")
-    parser.add_argument("--steps", type=int, default=50, help="optimizer steps a run, 10 of them warm-up")
+    parser.add_argument("--steps", type=int, default=20, help="optimizer steps a run, 5 of them warm-up")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     asked = parser.parse_args()
 

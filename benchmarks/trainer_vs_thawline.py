@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
 PEER = Path(__file__).with_name("trainer_peer.py")
 BIN = Path(sys.executable).parent
-WARM_UP_STEPS = 10
+WARM_UP_STEPS = 5
 STAGE = "full"
 
 
