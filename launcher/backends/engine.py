@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from launcher.distributed import Runtime
 from launcher.plan import StagePlan
@@ -111,6 +112,7 @@ def forget_accelerate() -> None:
     The torch process group lives on. Variables that `accelerate launch` or an earlier plugin set would otherwise
     decide the next stage's sharding behind the plan's back.
     """
+    unset_hf_deepspeed_config()
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:

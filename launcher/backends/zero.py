@@ -23,6 +23,7 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 from torch import nn
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from launcher.backends.engine import Engine, Parts, StepResult, forget_accelerate
 from launcher.plan import StagePlan
@@ -40,11 +41,14 @@ def build(parts: Parts) -> Engine:
     runtime, stage = parts.runtime, parts.stage
     config = deepspeed_config(stage)
     handlers = [InitProcessGroupKwargs(backend="gloo")] if runtime.device.type == "cpu" else []
-    accelerator = Accelerator(
-        deepspeed_plugins=DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False), kwargs_handlers=handlers
-    )
+    plugin = DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
+    accelerator = Accelerator(deepspeed_plugins=plugin, kwargs_handlers=handlers)
     sharding = deepspeed.zero.Init(config_dict_or_path=config) if stage.zero_stage == 3 else None
+    # The plugin has told transformers, which would then shard whatever is built, in its own way, also on the meta
+    # device. While training it must know: some models keep their ranks in step under ZeRO-3 only if they do.
+    unset_hf_deepspeed_config()
     module = parts.load_module(sharding)
+    set_hf_deepspeed_config(plugin.dschf)
     engine, _ = accelerator.prepare(module, parts.make_optimizer(module))
     is_zero = isinstance(engine, deepspeed.DeepSpeedEngine)
     if not is_zero or engine.zero_optimization_stage() != stage.zero_stage or engine.world_size != runtime.ranks:
