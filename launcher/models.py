@@ -20,7 +20,7 @@ from transformers.initialization import no_init_weights
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import set_zero3_state
 
-from launcher import architecture, torchvision_models, transformers_models
+from launcher import architecture, torchvision_models, transformers_models, transformers_processors
 from launcher.errors import UserError
 from launcher.head_init import init_head
 from launcher.parameters import ModelFacts
@@ -86,6 +86,11 @@ def facts(model: Model, task: Task, num_labels: int | None, recipe_dir: Path) ->
     return architecture.facts_of(module, blueprint.layers_of(module, head), head, config)
 
 
+def configuration(model: Model, task: Task, labels: list[str] | None, recipe_dir: Path) -> Any:
+    """transformers' configuration with the task's labels; None for torchvision."""
+    return _blueprint(model, task, labels, recipe_dir).config
+
+
 def processor(model: Model, task: Task, recipe_dir: Path) -> Any:
     """What turns rows into inputs: a tokenizer with a padding token, or an `ImageSpec`.
 
@@ -96,8 +101,8 @@ def processor(model: Model, task: Task, recipe_dir: Path) -> Any:
     if _is_torchvision(model):
         return torchvision_models.image_spec_of(model, task)
     if isinstance(task, ImageClassification):
-        return transformers_models.image_spec_of(model, task, recipe_dir)
-    return transformers_models.tokenizer(model, recipe_dir)
+        return transformers_processors.image_spec_of(model, task, recipe_dir)
+    return transformers_processors.tokenizer(model, recipe_dir)
 
 
 def materialise(model: Model, task: Task, labels: list[str] | None, seed: int, recipe_dir: Path) -> nn.Module:

@@ -59,7 +59,7 @@ def build(model: Model, task: Task, num_classes: int) -> nn.Module:
     """
     name = network_name(model, task)
     module: nn.Module = torchvision.models.get_model(
-        name, weights=None, num_classes=num_classes, **_size_arguments(name, task)
+        name, weights=None, num_classes=num_classes, **size_arguments(name, task)
     )
     if model.dropout is not None:
         require_dropout(override_modules(module, model.dropout), model.source, model.dropout)
@@ -115,7 +115,8 @@ def image_spec_of(model: Model, task: Task) -> ImageSpec:
     return spec.with_size(side) if side else spec
 
 
-def _size_arguments(name: str, task: Task) -> dict[str, Any]:
+def size_arguments(name: str, task: Task) -> dict[str, Any]:
+    """Arguments of the builder that follow from ``task.image_size``; most networks take any size."""
     side = task.image_size if isinstance(task, ImageClassification) else None
     if side is None:
         return {}

@@ -1,59 +1,33 @@
 """transformers' Auto models: from the hub, a folder, a package or a GGUF file, with pretrained or random weights.
 
-Owns the configuration (labels, dropout), the loading of weights and what is missing from them, the tokenizer and the
-image processor. Runs no code that comes with a model. Called by `models`.
+Owns the configuration (labels, dropout), the loading of weights, and what is done about those that are missing. Called
+by `models`.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
-from launcher import image_spec
 from launcher.dropout import override_config, override_modules, require_dropout
-from launcher.errors import EnvironmentProblem, UserError
-from launcher.file_locations import PACKAGE_PREFIX, existing_path
-from launcher.image_spec import ImageSpec
+from launcher.errors import UserError
 from launcher.recipe import ImageClassification, Model, Task, TextClassification
+from launcher.transformers_processors import tokenizer
+from launcher.transformers_source import explained, gguf_arguments, locate, original_configuration, quiet
 
 log = logging.getLogger(__name__)
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 AUTO_CLASSES = {
     "text-classification": transformers.AutoModelForSequenceClassification,
     "image-classification": transformers.AutoModelForImageClassification,
     "causal-lm": transformers.AutoModelForCausalLM,
 }
 """Task kind -> the class that gives the model the task's head."""
-
-
-def locate(model: Model, recipe_dir: Path) -> str:
-    """Folder or hub id of ``model.source``.
-
-    Raises:
-        UserError: a path that does not exist, or something that is neither a path nor a hub id.
-    """
-    source = model.source
-    is_path = source.startswith((PACKAGE_PREFIX, ".", "/", "~")) or any(
-        (base / source).is_dir() for base in (recipe_dir, Path())
-    )
-    if is_path:
-        return str(existing_path(source, recipe_dir, "model.source"))
-    if not HUB_ID.fullmatch(source):
-        raise UserError(
-            f"model.source: {source!r} is neither a folder nor a hub id; write OWNER/NAME, ./FOLDER, "
-            "package:IMPORT/PATH or torchvision:NAME"
-        )
-    return source
 
 
 def configuration(model: Model, task: Task, labels: list[str] | None, recipe_dir: Path) -> Any:
@@ -63,7 +37,7 @@ def configuration(model: Model, task: Task, labels: list[str] | None, recipe_dir
         UserError: no such model, or one that needs code of its own, or that has no dropout to override.
         EnvironmentProblem: the hub cannot be reached.
     """
-    config = _original_configuration(model, recipe_dir)
+    config = original_configuration(model, recipe_dir)
     if labels is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
@@ -80,7 +54,7 @@ def build(config: Any, model: Model, task: Task) -> Any:
     Raises:
         UserError: transformers has no such task for this architecture.
     """
-    with _explained(model):
+    with explained(model):
         module = AUTO_CLASSES[task.kind].from_config(config, dtype=torch.float32)
     _finish(module, model, task)
     return module
@@ -95,7 +69,7 @@ def load_start(
         UserError: the weights are not of this architecture, or have no values for most of it.
         EnvironmentProblem: the hub cannot be reached.
     """
-    with _explained(model), _quiet():
+    with explained(model), quiet():
         module, loaded = AUTO_CLASSES[task.kind].from_pretrained(
             locate(model, recipe_dir),
             config=config,
@@ -103,56 +77,17 @@ def load_start(
             revision=model.revision,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **_gguf(model),
+            **gguf_arguments(model),
         )
     _forget_quantization(module)
     _finish(module, model, task)
     head: tuple[str, ...] = head_of(module)
     is_head_new = _check_loaded(module, loaded, head, model)
-    if not is_head_new and config.id2label and not _same_labels(_original_configuration(model, recipe_dir), config):
+    if not is_head_new and config.id2label and not _same_labels(original_configuration(model, recipe_dir), config):
         log.info("%s: the head (%s) is for other labels; it starts anew", model.source, ", ".join(head))
         _initialise_again(module, head)
         is_head_new = True
     return module, head, is_head_new
-
-
-def tokenizer(model: Model, recipe_dir: Path) -> Any:
-    """The model's tokenizer, with a padding token.
-
-    Raises:
-        UserError: there is none, or it has neither a padding nor an end token.
-        EnvironmentProblem: the hub cannot be reached.
-    """
-    with _explained(model):
-        loaded = transformers.AutoTokenizer.from_pretrained(
-            locate(model, recipe_dir), revision=model.revision, trust_remote_code=False, **_gguf(model)
-        )
-    if loaded.pad_token is None:
-        if loaded.eos_token is None:
-            raise UserError(f"model.source: the tokenizer of {model.source} has neither a padding nor an end token")
-        loaded.pad_token = loaded.eos_token
-        log.info("%s: no padding token; %r pads, and is masked out", model.source, loaded.eos_token)
-    return loaded
-
-
-def image_processor(model: Model, recipe_dir: Path) -> Any:
-    """transformers' own image processor of the model.
-
-    Raises:
-        UserError: the model's folder holds none.
-        EnvironmentProblem: the hub cannot be reached.
-    """
-    with _explained(model):
-        return transformers.AutoImageProcessor.from_pretrained(
-            locate(model, recipe_dir), revision=model.revision, trust_remote_code=False
-        )
-
-
-def image_spec_of(model: Model, task: Task, recipe_dir: Path) -> ImageSpec:
-    """How the model wants its images; ``task.image_size`` overrides the size."""
-    spec = image_spec.from_transformers(image_processor(model, recipe_dir))
-    side = task.image_size if isinstance(task, ImageClassification) else None
-    return spec.with_size(side) if side else spec
 
 
 def set_padding(module: Any, task: Task, model: Model, recipe_dir: Path) -> None:
@@ -162,17 +97,6 @@ def set_padding(module: Any, task: Task, model: Model, recipe_dir: Path) -> None
     """
     if isinstance(task, TextClassification) and module.config.get_text_config().pad_token_id is None:
         module.config.get_text_config().pad_token_id = tokenizer(model, recipe_dir).pad_token_id
-
-
-def _original_configuration(model: Model, recipe_dir: Path) -> Any:
-    with _explained(model):
-        return transformers.AutoConfig.from_pretrained(
-            locate(model, recipe_dir), revision=model.revision, trust_remote_code=False, **_gguf(model)
-        )
-
-
-def _gguf(model: Model) -> dict[str, str]:
-    return {"gguf_file": model.gguf_file} if model.gguf_file else {}
 
 
 def _finish(module: Any, model: Model, task: Task) -> None:
@@ -241,46 +165,3 @@ def _initialise_again(module: Any, head: tuple[str, ...]) -> None:
                 for tensor in child.parameters(recurse=False):
                     tensor._is_hf_initialized = False
                 module._init_weights(child)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's report on missing weights and its progress bars: `_check_loaded` says what matters."""
-    verbosity, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if has_bars:
-            transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def _explained(model: Model) -> Iterator[None]:
-    """Turn the library's errors into ours."""
-    what = f"model.source: {model.source!r}"
-    try:
-        yield
-    except OSError as error:
-        text = str(error)
-        if "connect" in text or "offline" in text:
-            raise EnvironmentProblem(
-                f"{what}: the hub cannot be reached and its cache does not hold the model; give a folder, or go online "
-                f"once to fill the cache ({text.splitlines()[0]})"
-            ) from error
-        raise UserError(
-            f"{what} cannot be loaded: {text.splitlines()[0]}; check the name, revision and files"
-        ) from error
-    except ImportError as error:
-        raise EnvironmentProblem(f"{what}: {str(error).strip().splitlines()[0]}") from error
-    except (ValueError, KeyError) as error:
-        text = str(error).strip()
-        if "trust_remote_code" in text:
-            raise UserError(
-                f"{what} needs code of its own, which is not run; choose a model of transformers"
-            ) from error
-        if "Unrecognized configuration class" in text:
-            raise UserError(f"{what}: transformers has no such task for it: {text.splitlines()[0]}") from error
-        raise UserError(f"{what} cannot be loaded: {text.splitlines()[0] if text else error!r}") from error

@@ -1,0 +1,168 @@
+"""The model folder that a run leaves: loadable by its library without us, and by `load_export` with its processor.
+
+transformers models: what ``from_pretrained`` reads, with tokenizer or image processor. torchvision models:
+``model.safetensors`` and a ``config.json`` with the network's name, the labels and how it wants its images. Both: a
+README.md. Written beside and renamed, so a folder of that name is whole. Called by `walk`; read by `inference`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torchvision.models
+import transformers
+from torch import nn
+
+from launcher import image_spec, model_card, models, torchvision_models, transformers_processors, transformers_source
+from launcher.errors import UserError
+from launcher.image_spec import ImageSpec
+from launcher.plan import RunPlan
+from launcher.recipe import ImageClassification, Model, Task
+from launcher.weights import SHARD_BYTES, load_weights, named_state, write_weights
+
+CONFIG = "config.json"
+
+
+class Chosen(Protocol):
+    """The checkpoint that is exported, where one was chosen as best."""
+
+    @property
+    def checkpoint(self) -> str:
+        """Its folder's name."""
+        ...
+
+
+@dataclass(frozen=True)
+class Export:
+    """A model folder, loaded."""
+
+    module: nn.Module
+    """In evaluation mode, on the CPU."""
+    processor: Any
+    """Tokenizer or `ImageSpec`, as `models.processor` gives it."""
+    labels: list[str] | None
+    """Label names in the order of their ids."""
+    config: Any
+    """transformers' configuration; None for torchvision."""
+
+
+def export(
+    plan: RunPlan,
+    weights: Path,
+    destination: Path,
+    processor: Any,
+    metrics: Mapping[str, float],
+    best: Chosen | None = None,
+) -> None:
+    """Write the model folder from a stage's folder of weights, replacing one that is there. One rank calls this."""
+    card = model_card.card(plan, metrics, best.checkpoint if best else None)
+    recipe = plan.recipe
+    export_model(recipe.model, recipe.task, plan.labels, Path(plan.recipe_dir), weights, destination, processor, card)
+
+
+def export_model(
+    model: Model,
+    task: Task,
+    labels: list[str] | None,
+    recipe_dir: Path,
+    weights: Path,
+    destination: Path,
+    processor: Any,
+    card: str,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """As `export`, from the parts: ``card`` is the text of README.md, ``dtype`` that of the exported weights."""
+    module = models.skeleton(model, task, labels, recipe_dir)
+    load_weights(module, weights)
+    module.to(dtype).eval()
+    temporary = destination.with_name(f".writing-{destination.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    if model.source.startswith(torchvision_models.PREFIX):
+        write_weights(named_state(module), temporary)
+        config = _torchvision_config(model, task, labels or [], processor)
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    else:
+        _write_transformers(module, model, task, recipe_dir, processor, temporary)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    _replace(temporary, destination)
+
+
+def load_export(folder: Path) -> Export:
+    """Load a model folder.
+
+    Raises:
+        UserError: it is not one that `export` wrote.
+    """
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} holds no {CONFIG}, so it is no exported model; is the run finished?")
+    config = json.loads((folder / CONFIG).read_text())
+    if config.get("library") == "torchvision":
+        return _load_torchvision(folder, config)
+    return _load_transformers(folder)
+
+
+def _write_transformers(module: Any, model: Model, task: Task, recipe_dir: Path, processor: Any, folder: Path) -> None:
+    module.config.name_or_path = model.source
+    if isinstance(task, ImageClassification):
+        own = transformers_processors.image_processor(model, recipe_dir)
+        transformers_processors.set_image_size(own, processor)
+        own.save_pretrained(folder)
+    else:
+        processor.save_pretrained(folder)
+    if module.can_generate():
+        generation = transformers_source.generation_config(model, recipe_dir)
+        if generation is not None:
+            module.generation_config = generation
+    module.save_pretrained(folder, max_shard_size=SHARD_BYTES)
+
+
+def _torchvision_config(model: Model, task: Task, labels: list[str], spec: ImageSpec) -> dict[str, Any]:
+    name = torchvision_models.network_name(model, task)
+    return {
+        "library": "torchvision",
+        "name": name,
+        "arguments": torchvision_models.size_arguments(name, task),
+        "task": task.kind,
+        "num_labels": len(labels),
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "image": spec.as_dict(),
+    }
+
+
+def _load_torchvision(folder: Path, config: dict[str, Any]) -> Export:
+    labels = [config["id2label"][str(index)] for index in range(config["num_labels"])]
+    arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in config["arguments"].items()}
+    with torch.random.fork_rng(devices=[]):
+        module = torchvision.models.get_model(config["name"], weights=None, num_classes=len(labels), **arguments)
+    load_weights(module, folder)
+    return Export(module.eval(), image_spec.from_dict(config["image"]), labels, None)
+
+
+def _load_transformers(folder: Path) -> Export:
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model_class = getattr(transformers, config.architectures[0])
+    module = model_class.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+    if (folder / "preprocessor_config.json").is_file():
+        processor: Any = image_spec.from_transformers(transformers.AutoImageProcessor.from_pretrained(folder))
+    else:
+        processor = transformers.AutoTokenizer.from_pretrained(folder)
+    has_labels = "For" in config.architectures[0] and config.architectures[0].endswith("Classification")
+    labels = [config.id2label[index] for index in sorted(config.id2label)] if has_labels else None
+    return Export(module, processor, labels, config)
+
+
+def _replace(temporary: Path, destination: Path) -> None:
+    old = destination.with_name(f".old-{destination.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if destination.exists():
+        os.replace(destination, old)
+    os.replace(temporary, destination)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,107 @@
+"""The README.md of an exported model: what it is, how it was trained, what it measures, how to load it.
+
+Pure text from the plan and the metrics. Called by `export`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from launcher import __version__, recipe_io
+from launcher.plan import RunPlan, StagePlan
+
+PIPELINES = {
+    "text-classification": "text-classification",
+    "image-classification": "image-classification",
+    "causal-lm": "text-generation",
+}
+"""Task kind -> the hub's word for it."""
+LOADERS = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "image-classification": "AutoModelForImageClassification",
+    "causal-lm": "AutoModelForCausalLM",
+}
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def card(plan: RunPlan, metrics: Mapping[str, float], checkpoint: str | None) -> str:
+    """Markdown with the hub's front matter.
+
+    Args:
+        metrics: of the exported weights, on the validation split.
+        checkpoint: name of the checkpoint that was chosen as best; None: the last weights.
+    """
+    recipe = plan.recipe
+    parts = [
+        _front_matter(plan),
+        f"# {recipe.name}",
+        f"`{recipe.model.source}` ({recipe.model.weights} weights) trained for {recipe.task.kind} in "
+        f"{len(plan.stages)} stages with Thawline {__version__}, from {plan.data.train_rows:,} rows.",
+        "## Results",
+        _results(plan, metrics, checkpoint),
+        "## Stages",
+        _stages(plan.stages),
+        "## Use",
+        _use(plan),
+        "## Recipe",
+        f"```yaml\n{recipe_io.dump(recipe).strip()}\n```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(plan: RunPlan) -> str:
+    model = plan.recipe.model
+    is_torchvision = model.source.startswith("torchvision:")
+    lines = [
+        f"library_name: {'torchvision' if is_torchvision else 'transformers'}",
+        f"pipeline_tag: {PIPELINES[plan.recipe.task.kind]}",
+    ]
+    if not is_torchvision and model.weights == "pretrained" and HUB_ID.fullmatch(model.source):
+        lines.append(f"base_model: {model.source}")
+    return "\n".join(["---", *lines, "tags: [thawline]", "---"])
+
+
+def _results(plan: RunPlan, metrics: Mapping[str, float], checkpoint: str | None) -> str:
+    if not metrics:
+        return "Not measured: the recipe evaluates nothing."
+    rows = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
+    if plan.data.majority is not None and "accuracy" in metrics:
+        rows.append(f"| accuracy of always the most common label | {plan.data.majority:.4f} |")
+    which = f"the best checkpoint, {checkpoint}" if checkpoint else "the last weights"
+    return "\n".join(
+        [f"Of {which}, on {plan.data.validation_rows:,} validation rows:", "", "| metric | value |", "|---|---|", *rows]
+    )
+
+
+def _stages(stages: list[StagePlan]) -> str:
+    rows = [
+        f"| {stage.name} | {', '.join(f'`{pattern}`' for pattern in stage.settings.train)} | {stage.trainable:,} | "
+        f"{stage.frozen:,} | {stage.steps:,} | {stage.batch.global_size} | "
+        f"{max(group.learning_rate for group in stage.groups):g} | {stage.settings.precision} | "
+        f"{stage.settings.sharding.strategy} on {stage.batch.ranks} |"
+        for stage in stages
+    ]
+    return "\n".join(
+        [
+            "| stage | trains | trainable | frozen | steps | batch | learning rate | precision | sharding, ranks |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _use(plan: RunPlan) -> str:
+    if plan.recipe.model.source.startswith("torchvision:"):
+        name = plan.recipe.model.source.removeprefix("torchvision:")
+        lines = [
+            "import json, torchvision",
+            "from safetensors.torch import load_file",
+            'config = json.load(open("FOLDER/config.json"))',
+            f'model = torchvision.models.get_model("{name}", num_classes=config["num_labels"], **config["arguments"])',
+            'model.load_state_dict(load_file("FOLDER/model.safetensors"))',
+        ]
+    else:
+        loader = LOADERS[plan.recipe.task.kind]
+        lines = [f"from transformers import {loader}", f'model = {loader}.from_pretrained("FOLDER")']
+    return "```python\n" + "\n".join(lines) + "\n```\n\nOr `thawline predict RUN INPUT`."
