@@ -49,7 +49,12 @@ def write_recipe(folder: Path, steps: int) -> Path:
     """The quickstart's stage `full` alone, for a number of steps, under DDP in fp32, measured after each step."""
     (stage,) = [stage for stage in yaml.safe_load(RECIPE.read_text())["stages"] if stage["name"] == STAGE]
     stage = {key: value for key, value in stage.items() if key not in ("epochs", "layer_decay", "learning_rates")}
-    stage |= {"steps": steps, "precision": "fp32", "sharding": {"strategy": "ddp"}, "evaluate": {"every": "never"}}
+    stage |= {
+        "steps": steps,
+        "precision": "fp32",
+        "sharding": {"strategy": "ddp"},
+        "evaluate": {"every": "never", "best": None},
+    }
     recipe = {"extends": str(RECIPE), "name": "bench", "stages": [stage], "tracking": {"log_every": 1}}
     path = folder / "bench.yaml"
     path.write_text(yaml.safe_dump(recipe))
