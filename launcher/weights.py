@@ -58,7 +58,7 @@ def write_weights(state: State, folder: Path, *, shard_bytes: int = SHARD_BYTES)
         if shard and size + num_bytes > shard_bytes:
             shards.append(_write_shard(shard, folder, len(shards)))
             shard, size = {}, 0
-        shard[name] = _on_host(tensor)
+        shard[name] = _on_host(tensor, shard)
         size, total = size + num_bytes, total + num_bytes
     if shard or not shards:
         shards.append(_write_shard(shard, folder, len(shards)))
@@ -101,11 +101,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _on_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous tensor on the CPU that shares no memory with another (safetensors refuses those that do)."""
+def _on_host(tensor: torch.Tensor, held: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """A contiguous tensor on the CPU that shares no memory with those in ``held``, as safetensors demands."""
     host = tensor.detach().cpu().contiguous()
-    owns_storage = host.untyped_storage().nbytes() == host.numel() * host.element_size()
-    return host if owns_storage and host is not tensor else host.clone()
+    storage = host.untyped_storage()
+    is_part = storage.nbytes() != host.numel() * host.element_size()
+    is_shared = any(other.untyped_storage().data_ptr() == storage.data_ptr() for other in held.values())
+    return host.clone() if is_part or is_shared else host
 
 
 class WeightsReader:
