@@ -116,8 +116,6 @@ def start() -> Runtime:
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    else:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Host collectives (counts, names) go over gloo on GPUs too, so that they never wait for the device.
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     try:

@@ -9,7 +9,7 @@ import logging
 import os
 from pathlib import Path
 
-from launcher import checkpoint, data, distributed, models, orphans, session, tasks
+from launcher import checkpoint, data, distributed, export, models, orphans, session, tasks
 from launcher.checkpoint import Best, Position, Saved
 from launcher.distributed import Runtime
 from launcher.errors import UserError
@@ -128,8 +128,6 @@ def finish(run: Run, last: Saved, processor: object) -> None:
     best: Best | None = last.position.best
     source = run.run_dir.checkpoints / best.checkpoint if best else last.folder
     metrics = dict(last.position.metrics)
-    from launcher import export
-
     export.export(run.plan, source / "model", run.run_dir.model, processor, metrics, best)
     run.tracker.finished("finished", summary(run, last, best), metrics)
 

@@ -1,0 +1,89 @@
+"""Using what a run exported: measure it on a split of its data, or let it answer new inputs.
+
+Owns the two commands ``evaluate`` and ``predict``. They load ``RUN/model`` as any user would, not the checkpoints, so a
+figure they print is the exported model's own. One process, on the GPU if there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from launcher import data, tasks
+from launcher.batches import evaluation_batches
+from launcher.errors import UserError
+from launcher.evaluation import evaluate as measure
+from launcher.export import load_export
+from launcher.plan import RunPlan
+from launcher.recipe import ImageClassification
+from launcher.run_dir import RunDir
+from launcher.tasks import BoundTask
+
+ROWS_AT_ONCE = 32
+
+
+def evaluate(run_dir: RunDir, split: str = "validation") -> dict[str, float]:
+    """Metrics of the exported model on ``train``, ``validation`` or ``test``.
+
+    Raises:
+        UserError: no such split, or the run has exported nothing yet.
+    """
+    plan = _plan(run_dir)
+    module, task = _loaded(run_dir, plan)
+    recipe = plan.recipe
+    splits = data.load(recipe.data, recipe.task, Path(plan.recipe_dir))
+    rows = {"train": splits.train, "validation": splits.validation, "test": splits.test}.get(split)
+    if rows is None:
+        there = [name for name in ("train", "validation", "test") if getattr(splits, name) is not None]
+        raise UserError(f"--split {split}: the data of {run_dir.path} has no such split; it has: {', '.join(there)}")
+    size = plan.stages[-1].settings.evaluate.micro_size or ROWS_AT_ONCE
+    batches = evaluation_batches(rows, task, rank=0, ranks=1, micro_size=size)
+    return measure(lambda inputs: _logits(module(**inputs)), batches, task, _device())
+
+
+def predict(run_dir: RunDir, inputs: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The exported model's answer to each input: a text, or for an image task the path of an image.
+
+    Raises:
+        UserError: the run has exported nothing yet, or an input cannot be read.
+    """
+    plan = _plan(run_dir)
+    module, task = _loaded(run_dir, plan)
+    column = "image" if isinstance(plan.recipe.task, ImageClassification) else "text"
+    rows = [{column: given, "id": given} for given in inputs]
+    for begin in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[begin : begin + ROWS_AT_ONCE]
+        batch = task.collate(task.encode_rows(some, augment_seeds=None), [1.0] * len(some)).to(_device())
+        with torch.no_grad():
+            yield from task.decode(_logits(module(**batch.model_inputs)), batch)
+
+
+def _plan(run_dir: RunDir) -> RunPlan:
+    if not run_dir.plan.is_file():
+        raise UserError(f"{run_dir.path} is no run: it has no plan.json; start one with `thawline run RECIPE`")
+    return RunPlan.model_validate_json(run_dir.plan.read_text())
+
+
+def _loaded(run_dir: RunDir, plan: RunPlan) -> tuple[nn.Module, BoundTask]:
+    if not run_dir.model.is_dir():
+        raise UserError(
+            f"{run_dir.path} has no model/ yet; `thawline status {run_dir.path}` says where it stands, "
+            "`thawline resume` finishes it"
+        )
+    exported = load_export(run_dir.model)
+    recipe = plan.recipe
+    task = tasks.bind(recipe.task, recipe.data, exported.processor, exported.labels, exported.config)
+    return exported.module.to(_device()), task
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _logits(outputs: Any) -> torch.Tensor:
+    logits: torch.Tensor = getattr(outputs, "logits", outputs)
+    return logits
