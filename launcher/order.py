@@ -33,9 +33,10 @@ def share(indices: Indices, rank: int, ranks: int, accumulation: int) -> list[li
     of a rank is chunk ``m * ranks + rank``. All ranks must reach every forward pass, so a chunk that stays empty in a
     short window holds the window's first row with weight 0: computed, counted nowhere.
     """
-    chunks = np.array_split(indices, accumulation * ranks)
-    mine = [chunks[micro * ranks + rank] for micro in range(accumulation)]
-    return [[(int(i), 1.0) for i in chunk] if len(chunk) else [(int(indices[0]), 0.0)] for chunk in mine]
+    size, longer = divmod(len(indices), accumulation * ranks)  # the first ``longer`` chunks have one row more
+    starts = [chunk * size + min(chunk, longer) for chunk in range(accumulation * ranks + 1)]
+    mine = [indices[starts[chunk] : starts[chunk + 1]].tolist() for chunk in range(rank, accumulation * ranks, ranks)]
+    return [[(row, 1.0) for row in chunk] or [(int(indices[0]), 0.0)] for chunk in mine]
 
 
 def row_seed(seed: int, stage_index: int, epoch: int, row: int) -> int:

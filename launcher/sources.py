@@ -66,7 +66,7 @@ def _read_files(paths: list[Path], data: TableData, wanted: list[Wanted]) -> Tab
         return tables[0]
     try:
         columns = pa.concat_tables([table.columns for table in tables], promote_options="default")
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         names = ", ".join(str(path) for path in paths)
         raise DataError(f"the files of one split differ in the type of a column: {error}; files: {names}") from error
     ids = [f"{path.name}:{number}" for path, table in zip(paths, tables, strict=True) for number in table.ids]
@@ -148,7 +148,7 @@ def _read_hub(data: HubData, wanted: list[Wanted]) -> dict[str, Table]:
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         found = datasets.load_dataset(data.dataset, data.config, revision=data.revision)
-    except (datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DataFilesNotFoundError) as error:
+    except (FileNotFoundError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"data.dataset: {where}: {error}") from error
     except ConnectionError as error:
         raise EnvironmentProblem(f"{where}: the hub cannot be reached and the cache has no copy: {error}") from error
