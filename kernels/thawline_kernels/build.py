@@ -2,12 +2,11 @@
 
 Owns the compiler's flags, the cache and its key. Refuses a cache that others can write to. The cache lies in
 ``$THAWLINE_CACHE``, else ``$XDG_CACHE_HOME/thawline``, else ``~/.cache/thawline``; a library built ahead of time into
-this package (``python -m thawline_kernels.build``) goes before it.
+this package (``python -m thawline_kernels cpu``) goes before it.
 """
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import functools
 import hashlib
@@ -94,7 +93,7 @@ def compile_into(path: Path, target: str) -> None:
         with ThreadPoolExecutor() as pool:
             list(pool.map(_run, commands))
         objects = sorted(str(file) for file in Path(scratch).glob("*.o"))
-        _run((_compiler("cpu"), "-shared", "-o", str(built), *objects, *_link_flags(target)))
+        _run((_compiler(target), "-shared", "-o", str(built), *objects, *_link_flags(target)))
         os.replace(built, path)
     print(f"thawline: compiled in {time.monotonic() - started:.0f} s: {path}", file=sys.stderr, flush=True)
 
@@ -132,13 +131,8 @@ def _torch_includes() -> tuple[str, ...]:
 
 
 def _link_flags(target: str) -> tuple[str, ...]:
-    lib = str(Path(torch.__file__).parent / "lib")
-    flags = ["-L" + lib, "-ltorch_cpu", "-ltorch"]
-    if target == "cuda":
-        home = Path(_compiler("cuda")).resolve().parent.parent
-        flags += ["-ltorch_cuda", *(f"-L{home / folder}" for folder in ("lib64", "lib"))]
-        flags += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-    return tuple(flags)
+    flags = (f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-ltorch")
+    return (*flags, "-ltorch_cuda") if target == "cuda" else flags
 
 
 def _compiler(target: str) -> str:
@@ -164,6 +158,12 @@ def _run(command: tuple[str, ...]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BuildError(f"the compiler failed ({done.returncode}): {' '.join(command)}\n{done.stderr[-4000:]}")
+
+
+def ahead_of_time(target: str, folder: Path = AHEAD_OF_TIME) -> None:
+    """Compile into ``folder``; in this package, a wheel carries it and nothing is compiled on first use."""
+    folder.mkdir(parents=True, exist_ok=True)
+    compile_into(folder / f"thawline_{target}-{_key(target)}.so", target)
 
 
 def _key(target: str) -> str:
@@ -196,17 +196,3 @@ def _locked(path: Path) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def main() -> None:
-    """Build ahead of time into this package (for a wheel) or a folder."""
-    parser = argparse.ArgumentParser(prog="python -m thawline_kernels.build", description=main.__doc__)
-    parser.add_argument("target", choices=("cpu", "cuda"))
-    parser.add_argument("--into", type=Path, default=AHEAD_OF_TIME)
-    options = parser.parse_args()
-    options.into.mkdir(parents=True, exist_ok=True)
-    compile_into(options.into / f"thawline_{options.target}-{_key(options.target)}.so", options.target)
-
-
-if __name__ == "__main__":
-    main()

@@ -141,7 +141,7 @@ void step_tail(const Streams& t, int64_t begin, int64_t count, const Constants<F
     void* const streams[6] = {t.param, t.extra, t.grad, t.exp_avg, t.exp_avg_sq, t.peak};
     for (int s = 0; s < 6; s++)
         if (streams[s]) std::memcpy(buffers[s], (char*)streams[s] + begin * widths[s], count * widths[s]);
-    Streams local{buffers[0], buffers[1], buffers[2], buffers[3], buffers[4], t.peak ? (float*)buffers[5] : nullptr, t.key};
+    Streams local{buffers[0], buffers[1], buffers[2], buffers[3], buffers[4], t.peak ? (float*)buffers[5] : nullptr, t.key, 0};
     step_vector<PARAM, GRAD, STATE>(local, 0, begin, k, o);
     for (int s = 0; s < 6; s++)
         if (streams[s] && (s != 2 || o.zeroes_grad))
