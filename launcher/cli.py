@@ -69,11 +69,13 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what a run would do: stages, parameters, learning rates, steps, batches. Downloads no weights."""
-    from launcher import cluster, plan_table, recipe_io, survey
+    from launcher import cluster, plan_table, recipe_io
     from launcher.plan import plan_json
 
     checked = recipe_io.load(recipe, overrides or ())
     machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks)
+    from launcher import survey  # takes seconds to import: mistakes that need no model or data are told before
+
     resolved = survey.prepare(checked, recipe.resolve().parent, machines)
     _print(plan_json(resolved) if as_json else plan_table.tables(resolved))
 

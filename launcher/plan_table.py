@@ -14,7 +14,7 @@ from rich.text import Text
 
 from launcher.plan import GroupPlan, RunPlan, StagePlan
 
-MOST_GROUPS = 8
+MOST_GROUPS = 10
 """More rows than this, of layers in a row, are shown as their first and last."""
 
 

@@ -1,0 +1,139 @@
+"""The command as a process: exit codes, what goes to which stream, and that it starts without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.run_dir import RunDir
+from launcher.status import Status, write_status
+
+HEAVY = "torch transformers datasets accelerate deepspeed wandb numpy pandas torchmetrics"
+
+
+def thawline(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "launcher", *arguments],
+        capture_output=True, text=True, check=False, timeout=120, cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+
+
+def a_run(folder: Path, state: str = "failed") -> RunDir:
+    run = RunDir(folder)
+    run.create()
+    now = time.time()
+    write_status(
+        run,
+        Status(name="tiny", state=state, stages=1, ranks=1, hostname="h", pid=1, started=now, updated=now, loss=0.25),
+    )
+    return run
+
+
+def test_help_names_every_command() -> None:
+    ended = thawline("--help")
+    assert ended.returncode == 0
+    for command in ("run", "plan", "resume", "status", "watch", "evaluate", "predict", "export", "schema", "recipes"):
+        assert f"\n  {command} " in ended.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["status", "nowhere"], ["run", "nowhere.yaml"]])
+def test_starts_without_torch(arguments: list[str]) -> None:
+    """Whatever needs no model or data imports none of what is slow."""
+    program = (
+        "import sys\nfrom launcher.cli import main\n"
+        f"sys.argv = ['thawline', *{arguments!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print('HEAVY', *(name for name in {HEAVY!r}.split() if name in sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "HEAVY"
+
+
+def test_version() -> None:
+    from launcher import __version__
+
+    assert thawline("--version").stdout == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run"], "Missing argument"),
+        (["runn", "x.yaml"], "No such command"),
+        (["run", "x.yaml", "--rank", "2"], "No such option"),
+        (["run", "x.yaml", "--ranks", "0"], "--ranks"),
+        (["plan", "x.yaml", "--nodes", "many"], "--nodes"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], says: str) -> None:
+    ended = thawline(*arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert says in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_users_mistakes_show_no_traceback(tmp_path: Path) -> None:
+    """The message on stderr, alone, and exit code 2."""
+    (tmp_path / "bad.yaml").write_text("name: bad\nstages: []\nlearning_rate: 3\n")
+    for arguments in (["run", "bad.yaml"], ["plan", "bad.yaml"], ["run", "absent.yaml"], ["resume", "absent"]):
+        ended = thawline(*arguments, cwd=tmp_path)
+        assert (ended.returncode, ended.stdout) == (2, ""), arguments
+        assert ended.stderr.startswith("thawline: "), arguments
+        assert "Traceback" not in ended.stderr, arguments
+    assert "bad.yaml:3: learning_rate" in thawline("plan", "bad.yaml", cwd=tmp_path).stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_status(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    text = thawline("status", str(run.path)).stdout
+    assert "state       failed" in text
+    assert f"thawline resume {run.path}" in text
+    plain = json.loads(thawline("status", str(run.path), "--json").stdout)
+    assert plain | json.loads(run.status.read_text()) == plain
+    assert plain["lost"] is False
+
+
+def test_watch_ends_with_the_run(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", "finished")
+    ended = thawline("watch", str(run.path))
+    assert ended.returncode == 0
+    assert "state       finished" in ended.stdout
+
+
+def test_interrupted_watch(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", "running")
+    command = [sys.executable, "-m", "launcher", "watch", str(run.path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+
+def test_schema_is_json() -> None:
+    schema = json.loads(thawline("schema").stdout)
+    assert {"name", "task", "model", "data", "stages"} <= set(schema["properties"])
+
+
+def test_shipped_recipes() -> None:
+    """Each is listed with its file and purpose, and can be printed."""
+    listed = thawline("recipes").stdout.splitlines()
+    files = [Path(line) for line in listed[::2]]
+    assert "quickstart" in [file.stem for file in files]
+    assert all(file.is_file() for file in files)
+    assert all(line.strip() for line in listed[1::2])
+    assert thawline("recipes", "quickstart").stdout == files[[f.stem for f in files].index("quickstart")].read_text()
+    ended = thawline("recipes", "quickstar")
+    assert ended.returncode == 2
+    assert "did you mean quickstart?" in ended.stderr

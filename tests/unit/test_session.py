@@ -1,0 +1,205 @@
+"""What `run` and `resume` decide before any rank starts. Planning itself is replaced: no model, no data."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import launcher
+from launcher import session
+from launcher.cluster import Cluster
+from launcher.errors import UserError
+from launcher.plan import RunPlan
+from launcher.recipe import Recipe
+from launcher.run_dir import RunDir
+from launcher.status import read_status, write_status
+
+RECIPE: dict[str, Any] = {
+    "name": "tiny",
+    "task": {"kind": "text-classification"},
+    "model": {"source": "somewhere/tiny"},
+    "data": {"source": "csv", "files": "rows.csv"},
+    "batch": {"global_size": 8},
+    "stages": [{"name": "head", "train": ["head"], "epochs": 1}, {"name": "full", "train": ["all"], "epochs": 2}],
+}
+
+
+@pytest.fixture(autouse=True)
+def workplace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_plan: Callable[..., RunPlan]
+) -> Iterator[list[Cluster]]:
+    """A folder with a recipe; the clusters that were planned for."""
+    planned: list[Cluster] = []
+
+    def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster) -> RunPlan:
+        planned.append(cluster)
+        return make_plan(recipe, cluster)
+
+    monkeypatch.setattr(launcher, "survey", SimpleNamespace(prepare=prepare), raising=False)
+    monkeypatch.setattr(session, "_held", {})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(json.dumps(RECIPE))
+    yield planned
+    let_go()
+
+
+def let_go() -> None:
+    """What the end of a process does to its locks."""
+    while session._held:
+        session._held.popitem()[1].close()
+
+
+def open_run(*overrides: str, **more: Any) -> session.Session:
+    """As a new process would: the locks of the last one are gone."""
+    let_go()
+    return session.open_run(Path("recipe.yaml"), overrides, **more)
+
+
+def finish(path: Path) -> None:
+    run = RunDir(path)
+    write_status(run, read_status(run).model_copy(update={"state": "finished"}))
+
+
+def test_new_run(workplace: list[Cluster]) -> None:
+    opened = open_run("stages.full.epochs=3")
+    run = RunDir(opened.path)
+    assert (opened.path, opened.standing) == (Path("runs/tiny"), "new")
+    assert RunPlan.model_validate_json(run.plan.read_text()) == opened.plan
+    assert opened.plan.recipe.stages[1].epochs == 3
+    assert "epochs: 3" in run.recipe.read_text()
+    found = read_status(run)
+    assert (found.state, found.ranks, found.launcher_pid) == ("preparing", 1, found.pid)
+
+
+def test_ranks_and_folder_as_asked(workplace: list[Cluster]) -> None:
+    assert open_run(run_dir=Path("elsewhere"), ranks=2).path == Path("elsewhere")
+    assert [cluster.ranks for cluster in workplace] == [2]
+
+
+def test_under_torchrun(workplace: list[Cluster], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    opened = open_run(from_environment=True)
+    assert (opened.plan.cluster.nodes, opened.plan.cluster.ranks) == (2, 4)
+    assert read_status(RunDir(opened.path)).launcher_pid is None
+
+
+def test_unfinished_run_goes_on_with_its_plan(workplace: list[Cluster]) -> None:
+    """The same recipe again: nothing is planned anew, the ranks are those it began with."""
+    first = open_run(ranks=2)
+    again = open_run()
+    assert (again.standing, again.plan) == ("unfinished", first.plan)
+    assert len(workplace) == 1
+    let_go()
+    assert session.reopen_run(first.path) == again
+
+
+def test_finished_run_says_so() -> None:
+    finish(open_run().path)
+    assert open_run().standing == "finished"
+    let_go()
+    assert session.reopen_run(Path("runs/tiny")).standing == "finished"
+
+
+def test_another_recipe_is_refused_with_the_difference() -> None:
+    open_run()
+    with pytest.raises(UserError) as refused:
+        open_run("batch.global_size=4", "stages.full.epochs=3", "stages.head.optimizer.learning_rate=1e-4")
+    assert str(refused.value).splitlines() == [
+        "runs/tiny holds a run of another recipe:",
+        "  batch.global_size: 8 in the run, 4 in the recipe",
+        "  stages.head.optimizer.learning_rate: 2e-05 in the run, 0.0001 in the recipe",
+        "  stages.full.epochs: 2 in the run, 3 in the recipe",
+        "Choose another --run-dir, or delete runs/tiny to start anew; "
+        "`thawline resume runs/tiny` goes on with it as it was.",
+    ]
+
+
+def test_a_finished_run_of_another_recipe_is_refused_too() -> None:
+    finish(open_run().path)
+    with pytest.raises(UserError, match=r"stages\.full\.epochs: 2 in the run, 3 in the recipe"):
+        open_run("stages.full.epochs=3")
+
+
+def test_other_stages(make_recipe: Callable[..., Recipe]) -> None:
+    one = make_recipe(stages=[{"name": "head", "train": ["head"], "epochs": 1}])
+    assert session.differences(make_recipe(), one) == ["stages: head, full in the run, head in the recipe"]
+    assert session.differences(one, one) == []
+
+
+@pytest.mark.parametrize(
+    ("ranks", "environment", "says"),
+    [
+        (3, {}, "was planned for 2 CPU ranks, and this is 3 CPU ranks"),
+        (None, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, "and this is 1 CPU rank"),
+    ],
+)
+def test_other_machines(
+    monkeypatch: pytest.MonkeyPatch, ranks: int | None, environment: dict[str, str], says: str
+) -> None:
+    open_run(ranks=2)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=says):
+        open_run(ranks=ranks, from_environment=bool(environment))
+
+
+def test_gpu_run_on_a_machine_without(make_plan: Callable[..., RunPlan]) -> None:
+    run = RunDir(open_run().path)
+    gpu = Cluster(gpus_per_node=1, ranks_per_node=1, gpu_kind="H100", bf16=True)
+    plan = RunPlan.model_validate_json(run.plan.read_text())
+    run.plan.write_text(plan.model_copy(update={"cluster": gpu}).model_dump_json())
+    with pytest.raises(UserError, match="was planned for 1 x H100, and this is 1 CPU rank"):
+        open_run()
+
+
+def test_resume_where_there_is_no_run() -> None:
+    with pytest.raises(UserError, match="nowhere is not there"):
+        session.reopen_run(Path("nowhere"))
+    Path("empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no run"):
+        session.reopen_run(Path("empty"))
+
+
+def test_damaged_plan() -> None:
+    RunDir(open_run().path).plan.write_text('{"recipe": 1}')
+    with pytest.raises(UserError, match=r"plan.json is not a plan of this version of thawline: recipe:"):
+        open_run()
+
+
+def test_one_process_at_a_time() -> None:
+    """A second thawline on the same run is refused while the first lives, and let in when it is gone."""
+    run = RunDir(open_run().path)
+    let_go()
+    program = (
+        "import sys; from pathlib import Path; from launcher import session; from launcher.run_dir import RunDir\n"
+        "session.lock(RunDir('runs/tiny')); print('locked', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "locked\n"
+    with pytest.raises(UserError, match=f"runs/tiny is being worked on by process {other.pid}"):
+        session.reopen_run(run.path)
+    other.kill()
+    other.communicate()
+    assert session.reopen_run(run.path).standing == "unfinished"
+
+
+def test_copy_of_the_model() -> None:
+    run = RunDir(open_run().path)
+    with pytest.raises(UserError, match="has no model yet, it is preparing"):
+        session.copy_model(run, Path("copy"))
+    run.model.mkdir()
+    (run.model / "config.json").write_text("{}")
+    assert session.copy_model(run, Path("copy")) == Path("copy")
+    assert Path("copy/config.json").read_text() == "{}"
+    with pytest.raises(UserError, match="copy is there already"):
+        session.copy_model(run, Path("copy"))
