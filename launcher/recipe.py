@@ -26,7 +26,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[
     str,
-    Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", title="1 to 64 of a-z 0-9 . _ - that begin with a letter or digit"),
+    Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", title="text of 1 to 64 a-z 0-9 . _ -, first a letter or digit"),
 ]
 Betas = Annotated[tuple[Probability, Probability], Field(strict=False)]
 """A list will do for a tuple, its entries are as strict as anywhere."""

@@ -46,7 +46,8 @@ def load_with_origins(path: str | Path, overrides: Sequence[str] = ()) -> tuple[
     whole = spread(written)
     origins = Origins(written, whole)
     recipe, found = _checked(whole, origins)
-    problems = unique([*problems, *found])
+    unread = {problem.path for problem in problems}  # what could not be read has no value to be wrong
+    problems = unique([*problems, *(problem for problem in found if problem.path not in unread)])
     if problems or recipe is None:
         raise RecipeError(problems)
     return recipe, origins

@@ -147,6 +147,12 @@ def sources_fit_the_task(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("data.source", message)
 
 
+def files_name_train(recipe: Recipe) -> Iterator[Problem]:
+    files = None if isinstance(recipe.data, HubData) else recipe.data.files
+    if isinstance(files, dict) and "train" not in files:
+        yield Problem("data.files", f"names {_joined(tuple(files)) or 'nothing'} but no train; add train: PATH")
+
+
 def torchvision_is_for_images(recipe: Recipe) -> Iterator[Problem]:
     if _is_torchvision(recipe) and not isinstance(recipe.task, ImageClassification):
         message = f"{recipe.model.source!r} classifies images, but task.kind is {recipe.task.kind}"
@@ -215,6 +221,7 @@ RULES: tuple[Rule, ...] = (
     best_needs_an_evaluation,
     head_init_needs_a_new_head,
     sources_fit_the_task,
+    files_name_train,
     torchvision_is_for_images,
     model_keys_are_of_the_source,
     data_keys_are_read_by_the_task,
@@ -262,4 +269,4 @@ def _did_you_mean(word: str, words: tuple[str, ...]) -> str:
 
 
 def _joined(words: tuple[str, ...]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+    return " or ".join([", ".join(words[:-1]), *words[-1:]] if len(words) > 1 else words)
