@@ -17,7 +17,7 @@ from torch import nn
 
 from launcher.dropout import override_config, override_modules, require_dropout
 from launcher.errors import UserError
-from launcher.recipe import ImageClassification, Model, Task, TextClassification
+from launcher.recipe import CausalLM, ImageClassification, Model, Task, TextClassification
 from launcher.transformers_processors import tokenizer
 from launcher.transformers_source import explained, gguf_arguments, locate, original_configuration, quiet
 
@@ -103,8 +103,15 @@ def _finish(module: Any, model: Model, task: Task) -> None:
     """What the configuration alone cannot settle.
 
     Raises:
-        UserError: images of a size that the position embeddings of pretrained weights are not for.
+        UserError: images of a size that the position embeddings of pretrained weights are not for; or a language model
+            that reads in both directions.
     """
+    reads_ahead = getattr(module.config, "is_decoder", True) is False
+    if isinstance(task, CausalLM) and reads_ahead and type(module.config) in transformers.MODEL_FOR_MASKED_LM_MAPPING:
+        raise UserError(
+            f"task.kind: causal-lm: {model.source} ({type(module).__name__}) reads each text in both directions, so it "
+            "would see the tokens it predicts; choose a decoder, such as a GPT or Llama"
+        )
     if model.dropout is not None:
         override_modules(module, model.dropout)
     side = task.image_size if isinstance(task, ImageClassification) else None

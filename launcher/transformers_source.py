@@ -6,10 +6,12 @@ Owns hub id, folder, package and GGUF file. Runs no code that comes with a model
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +47,16 @@ def locate(model: Model, recipe_dir: Path) -> str:
 
 
 def original_configuration(model: Model, recipe_dir: Path) -> Any:
-    """The configuration as it came, before the recipe's labels and dropout."""
+    """The configuration as it came, before the recipe's labels and dropout; the caller may change it."""
+    return copy.deepcopy(_configuration_of(locate(model, recipe_dir), model))
+
+
+@lru_cache(maxsize=8)
+def _configuration_of(location: str, model: Model) -> Any:
+    """Kept, because a GGUF file is parsed whole for it, which takes many seconds."""
     with explained(model):
         return transformers.AutoConfig.from_pretrained(
-            locate(model, recipe_dir), revision=model.revision, trust_remote_code=False, **gguf_arguments(model)
+            location, revision=model.revision, trust_remote_code=False, **gguf_arguments(model)
         )
 
 
