@@ -168,8 +168,12 @@ def _hint(tree: Tree, slot: Slot | None) -> str:
         return ": take the quotes off"
     if isinstance(tree.value, str) and tree.value.lower() in ("yes", "no", "on", "off") and "true or" in allowed:
         return f": write {'true' if tree.value.lower() in ('yes', 'on') else 'false'}"
+    if isinstance(tree.value, str) and slot.discriminator and tree.value in allowed:
+        return f": write {{{slot.discriminator}: {tree.value}}}"
     if isinstance(tree.value, str) and allowed.startswith("a list"):
         return f": write [{tree.value}]"
+    if isinstance(tree.value, dict) and allowed.startswith("a list"):
+        return ": begin each entry with a dash"
     if isinstance(tree.value, int | float) and allowed.startswith("text"):
         return ": put it in quotes"
     return ""

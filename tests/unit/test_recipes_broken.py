@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from launcher.errors import RecipeError
-from launcher.recipe_io import load
+from launcher.errors import Problem, RecipeError
+from launcher.recipe_io import load, to_yaml
+from launcher.yaml_tree import parse
 
 GOOD = """\
 name: good
@@ -87,6 +91,12 @@ BROKEN = {
     "true for a number": Broken("epochs: 2", "epochs: true", 18, "stages.full.epochs", ("true is not allowed",)),
     "text for a list": Broken("train: .all.", "train: all", 17, "stages.full.train", ("text 'all'", "write [all]")),
     "list for a map": Broken("batch: .*", "batch: [32]", 9, "batch", ("a list of 1", "global_size and micro_size")),
+    "text for a map of a kind": Broken(
+        "optimizer: .*", "optimizer: sgd", 10, "optimizer", ("text 'sgd'", "write {kind: sgd}")
+    ),
+    "map for a list": Broken(
+        r"stages:(.|\n)*", "stages:\n  full: {train: [all]}", 12, "stages", ("a map with full", "begin each entry")
+    ),
     "word for true or false": Broken(
         "learning_rate: 1e-3", "kind: sgd, momentum: 0.9, nesterov: yes", 10, "optimizer.nesterov",
         ("text 'yes'", "write true"),
@@ -362,3 +372,41 @@ def test_recipe_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_bytes(b"name: a\n# caf\xe9\n")
     with pytest.raises(RecipeError, match=r"recipe\.yaml:2: byte 13 is not UTF-8"):
         load(tmp_path / "recipe.yaml")
+
+
+JUNK = st.recursive(
+    st.sampled_from([None, True, 0, -1, 2.5, float("nan"), "", "x", "all", "1ep", "cpu", "adamw", "csv"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["kind", "source", "name", "train", "files", "str", "0", "csv", "betas", "a.b"]),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=5,
+)
+KEYS = ["name", "task", "model", "data", "stages", "optimizer", "schedule", "batch", "sharding", "evaluate", "tracking"]
+
+
+@given(
+    st.dictionaries(st.sampled_from([*KEYS, "extra"]), JUNK, max_size=4), st.dictionaries(st.sampled_from(KEYS), JUNK)
+)
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_junk_is_refused_in_words(tmp_path: Path, at_the_top: dict[str, Any], in_the_stage: dict[str, Any]) -> None:
+    """Whatever stands in a recipe, it is a recipe or has problems of its own; nothing else is raised."""
+    tree, _ = parse(GOOD, "good")
+    assert tree is not None
+    plain = tree.plain() | at_the_top
+    if isinstance(plain["stages"], list) and plain["stages"] and isinstance(plain["stages"][0], dict):
+        plain["stages"][0] |= in_the_stage
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(plain))
+    problems: list[Problem] | None = None
+    try:
+        load(path)
+    except RecipeError as error:
+        problems = error.problems
+    assert problems != []
+    assert all(problem.line and problem.message for problem in problems or [])
+    assert len(set(problems or [])) == len(problems or [])
