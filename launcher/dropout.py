@@ -50,7 +50,7 @@ def override_modules(module: nn.Module, probability: float) -> int:
         elif isinstance(child, nn.MultiheadAttention):
             child.dropout = probability
         elif isinstance(child, StochasticDepth):
-            child.p = probability * child.p / largest if largest else probability
+            child.p = probability * (child.p / largest) if largest else probability
         else:
             continue
         count += 1

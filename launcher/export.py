@@ -121,7 +121,8 @@ def _write_transformers(module: Any, model: Model, task: Task, recipe_dir: Path,
         generation = transformers_source.generation_config(model, recipe_dir)
         if generation is not None:
             module.generation_config = generation
-    module.save_pretrained(folder, max_shard_size=SHARD_BYTES)
+    with transformers_source.quiet():
+        module.save_pretrained(folder, max_shard_size=SHARD_BYTES)
 
 
 def _torchvision_config(model: Model, task: Task, labels: list[str], spec: ImageSpec) -> dict[str, Any]:

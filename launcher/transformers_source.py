@@ -48,16 +48,21 @@ def locate(model: Model, recipe_dir: Path) -> str:
 
 def original_configuration(model: Model, recipe_dir: Path) -> Any:
     """The configuration as it came, before the recipe's labels and dropout; the caller may change it."""
-    return copy.deepcopy(_configuration_of(locate(model, recipe_dir), model))
+    location = locate(model, recipe_dir)
+    return copy.deepcopy(_gguf_configuration(location, model)) if model.gguf_file else _configuration(location, model)
 
 
-@lru_cache(maxsize=8)
-def _configuration_of(location: str, model: Model) -> Any:
-    """Kept, because a GGUF file is parsed whole for it, which takes many seconds."""
+def _configuration(location: str, model: Model) -> Any:
     with explained(model):
         return transformers.AutoConfig.from_pretrained(
             location, revision=model.revision, trust_remote_code=False, **gguf_arguments(model)
         )
+
+
+@lru_cache(maxsize=2)
+def _gguf_configuration(location: str, model: Model) -> Any:
+    """Kept, because transformers parses the whole file for it, which takes many seconds."""
+    return _configuration(location, model)
 
 
 def generation_config(model: Model, recipe_dir: Path) -> Any:
