@@ -13,6 +13,7 @@ from torch.nn import functional
 from launcher.packing import Batch
 from launcher.recipe import CausalLM, Data
 from launcher.tasks.bound import Features, Metrics, Row
+from launcher.tasks.mean_loss import MeanLoss
 from launcher.tasks.tokens import Tokens, as_weights, num_tokens
 
 NO_TARGET = -100
@@ -81,19 +82,16 @@ def perplexity(mean_loss: float) -> float:
 
 
 class PerplexityMetrics:
-    """torchmetrics' weighted mean; it adds up the ranks' sums itself when computed."""
+    """Mean loss a predicted token, and its exponential."""
 
     def __init__(self, task: BoundCausalLM, device: torch.device) -> None:
-        from torchmetrics import MeanMetric
-
-        self._task = task
-        self._loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(device)
+        self._loss = MeanLoss(task, device)
 
     def update(self, logits: Tensor, batch: Batch) -> None:
         """Count one batch. Every rank calls this for every batch, those without a counting row too."""
-        self._loss.update(self._task.loss(logits, batch) / max(batch.size, 1.0), batch.size)
+        self._loss.update(logits, batch)
 
     def compute(self) -> dict[str, float]:
         """Each measure over the batches of all ranks."""
-        loss = float(self._loss.compute())
+        loss = self._loss.compute()
         return {"loss": loss, "perplexity": perplexity(loss)}

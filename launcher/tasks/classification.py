@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from launcher.packing import Batch
 from launcher.tasks.bound import Features, Metrics, Row
+from launcher.tasks.mean_loss import MeanLoss
 
 NO_LABEL = -1
 """Label id of a row without one, and of a row that the metrics pass over."""
@@ -71,7 +72,7 @@ class ClassificationMetrics:
     """torchmetrics' measures; they add up the ranks' counts themselves when computed."""
 
     def __init__(self, task: Classification, device: torch.device) -> None:
-        from torchmetrics import MeanMetric, MetricCollection
+        from torchmetrics import MetricCollection
         from torchmetrics import classification as measures
 
         settings: dict[str, Any] = {
@@ -79,7 +80,6 @@ class ClassificationMetrics:
             "ignore_index": NO_LABEL,
             "validate_args": False,
         }
-        self._task = task
         self._counts = MetricCollection(
             {
                 "accuracy": measures.MulticlassAccuracy(average="micro", **settings),
@@ -88,15 +88,14 @@ class ClassificationMetrics:
                 "recall": measures.MulticlassRecall(average="macro", **settings),
             }
         ).to(device)
-        # double: a float32 sum over a large split would lose the digits that tell two evaluations apart
-        self._loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(device)
+        self._loss = MeanLoss(task, device)
 
     def update(self, logits: Tensor, batch: Batch) -> None:
         """Count one batch. Every rank calls this for every batch, those without a counting row too."""
         targets = batch.labels.where(batch.weights > 0, NO_LABEL)
         self._counts.update(logits.argmax(-1), targets)
-        self._loss.update(self._task.loss(logits, batch) / max(batch.size, 1.0), batch.size)
+        self._loss.update(logits, batch)
 
     def compute(self) -> dict[str, float]:
         """Each measure over the batches of all ranks."""
-        return {name: float(value) for name, value in (*self._counts.compute().items(), ("loss", self._loss.compute()))}
+        return {name: float(value) for name, value in self._counts.compute().items()} | {"loss": self._loss.compute()}
