@@ -116,6 +116,7 @@ def start() -> Runtime:
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
+    os.environ.setdefault("DS_ACCELERATOR", device.type)  # whoever imports DeepSpeed: it would guess, loudly
     # Host collectives (counts, names) go over gloo on GPUs too, so that they never wait for the device.
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     try:

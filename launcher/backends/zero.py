@@ -7,17 +7,14 @@ et al., 2020). A new engine for each stage lives in the same process group as th
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
+import deepspeed
 import torch
 import torch.distributed as dist
-
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # it would guess, loudly
-import deepspeed
 from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
 from deepspeed.utils import (
     safe_get_full_fp32_param,
