@@ -72,11 +72,11 @@ def plan(
     from launcher import cluster, plan_table, recipe_io
     from launcher.plan import plan_json
 
-    checked = recipe_io.load(recipe, overrides or ())
+    checked, origins = recipe_io.load_with_origins(recipe, overrides or ())
     machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks)
     from launcher import survey  # takes seconds to import: mistakes that need no model or data are told before
 
-    resolved = survey.prepare(checked, recipe.resolve().parent, machines)
+    resolved = survey.prepare(checked, recipe.resolve().parent, machines, origins)
     _print(plan_json(resolved) if as_json else plan_table.tables(resolved))
 
 

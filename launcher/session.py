@@ -60,14 +60,14 @@ def open_run(
         UserError: the recipe is wrong, or the folder holds another run; the message has each difference.
         EnvironmentProblem: the machine lacks what was asked for.
     """
-    recipe = recipe_io.load(recipe_path, overrides)
+    recipe, origins = recipe_io.load_with_origins(recipe_path, overrides)
     run = RunDir(run_dir or RUNS / recipe.name)
     if run.plan.is_file():
         _refuse_difference(run, recipe)
         return _reopened(run, ranks, from_environment)
     from launcher import survey  # imports torch, transformers and datasets
 
-    plan = survey.prepare(recipe, recipe_path.resolve().parent, _cluster(ranks, from_environment))
+    plan = survey.prepare(recipe, recipe_path.resolve().parent, _cluster(ranks, from_environment), origins)
     run.create()
     lock(run)
     if run.plan.is_file():  # another process came first while this one planned

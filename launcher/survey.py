@@ -1,27 +1,79 @@
 """Looks at the model and the data, then plans: the way from a recipe to a `RunPlan`.
 
 The model is built on the meta device from its configuration, so no weights are downloaded; the data is read for its
-counts and labels. Called by the command line and, when a run was not started by it, by the first worker.
+counts and labels. What either shows to be wrong is told with the line of the recipe that says otherwise, all at once.
+Called by the command line and, when a run was not started by it, by the first worker.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from launcher import data, models, plan
 from launcher.cluster import Cluster
+from launcher.data_facts import DataFacts
+from launcher.errors import Problem, RecipeError, UserError
+from launcher.parameters import ModelFacts, groups
 from launcher.recipe import Recipe
+from launcher.recipe_problems import Origins, unique
+
+_KEY = re.compile(r"(?:data|task|model|batch)(?:\.\w+)+")
+"""A dotted path at the start of a message."""
 
 
-def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster) -> plan.RunPlan:
+def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins) -> plan.RunPlan:
     """Resolve a recipe for a cluster.
 
     Raises:
-        UserError: the data or the model are not what the recipe says; a pattern matches nothing; sizes do not divide.
-        EnvironmentProblem: the cluster lacks what the recipe asks for.
+        RecipeError: the data or the model are not what the recipe says; a pattern matches nothing; sizes do not divide.
+        EnvironmentProblem: the cluster lacks what the recipe asks for, or the hub cannot be reached.
     """
-    splits = data.load(recipe.data, recipe.task, recipe_dir)
-    data_facts = splits.facts()
-    num_labels = len(data_facts.labels) if data_facts.labels is not None else None
-    model_facts = models.facts(recipe.model, recipe.task, num_labels, recipe_dir)
-    return plan.resolve(recipe, str(recipe_dir), cluster, model_facts, data_facts)
+    problems: list[Problem] = []
+    data_facts = _data_facts(recipe, recipe_dir, problems)
+    model_facts = _model_facts(recipe, recipe_dir, data_facts, problems)
+    resolved: plan.RunPlan | None = None
+    try:
+        if model_facts and data_facts:
+            resolved = plan.resolve(recipe, str(recipe_dir), cluster, model_facts, data_facts)
+        elif model_facts:
+            for stage in recipe.stages:
+                groups(stage, model_facts)
+    except RecipeError as error:
+        problems += error.problems
+    if problems or resolved is None:
+        raise RecipeError(unique([_with_line(problem, origins) for problem in problems]))
+    return resolved
+
+
+def _data_facts(recipe: Recipe, recipe_dir: Path, problems: list[Problem]) -> DataFacts | None:
+    try:
+        return data.load(recipe.data, recipe.task, recipe_dir).facts()
+    except UserError as error:
+        problems.append(_as_problem(error, "data"))
+        return None
+
+
+def _model_facts(
+    recipe: Recipe, recipe_dir: Path, data_facts: DataFacts | None, problems: list[Problem]
+) -> ModelFacts | None:
+    labels = data_facts.labels if data_facts else None
+    # Without data the number of labels is unknown, and no parameter's name depends on it.
+    num_labels = len(labels) if labels is not None else None if recipe.task.kind == "causal-lm" else 2
+    try:
+        return models.facts(recipe.model, recipe.task, num_labels, recipe_dir)
+    except UserError as error:
+        problems.append(_as_problem(error, "model.source"))
+        return None
+
+
+def _as_problem(error: UserError, otherwise: str) -> Problem:
+    """The problem of the key that the message begins with, or of the map it can only come from."""
+    message = str(error)
+    found = _KEY.match(message)
+    path = found[0] if found else otherwise
+    return Problem(path, message.removeprefix(path).removeprefix(":").strip())
+
+
+def _with_line(problem: Problem, origins: Origins) -> Problem:
+    return problem if problem.file else origins.problem(problem.path, problem.message)
