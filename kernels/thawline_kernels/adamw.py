@@ -33,14 +33,11 @@ class FusedAdamW(AdamW):
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, maximize: as in `torch.optim.AdamW`; parameters in fp32 or bf16.
         backend: ``"cpu"`` and ``"cuda"`` are compiled and never fall back; ``"torch"`` is the reference; ``"auto"``
-        takes the
-            compiled step where it can be built, else the reference, and says so once. All give the same bits.
-        numerics: ``"torch"`` decays as torch does, by fp32(1 - lr * weight_decay); ``"accurate"`` joins the decay to
-        the
-            update, which keeps decays below 3e-8.
-        master: how the full value of a bf16 parameter is kept: ``"fp32"`` beside it; ``"split16"`` as its missing 16
-        bits
-            (the same bits of the true value, 4 bytes a parameter less); ``"none"`` not at all.
+            takes the compiled step where it can be built, else the reference, and says so once. All give the same bits.
+        numerics: ``"torch"`` decays as torch does, by fp32(1 - lr * weight_decay), which is 1 for a decay below 3e-8;
+            ``"accurate"`` joins the decay to the update, and arrives on average.
+        master: how the full value of a bf16 parameter is kept: ``"fp32"`` beside it; ``"split16"`` as the 16 bits it
+            lacks, the same value in 2 bytes less; ``"none"`` not at all.
         state_dtype: of the two moments; ``"bf16"`` rounds the second one stochastically.
         seed: of that rounding, with the step and the parameter's position.
 
@@ -77,8 +74,7 @@ class FusedAdamW(AdamW):
     def step(
         self, closure: Callable[[], Any] | None = None, *, max_norm: float | None = None, zero_grad: bool = False
     ) -> Any:
-        """One step, clipped to a global gradient norm of ``max_norm`` if one is given (infinity measures and clips
-        nothing).
+        """One step, clipped to a global gradient norm of ``max_norm`` if one is given; infinity only measures.
 
         The norm is that of the unscaled gradients, in double. If it is not finite, or GradScaler found an Inf,
         parameters, moments and step counts stay as they are. Gradients are left as they are, or zeroed with

@@ -67,9 +67,7 @@ class Batch:
             tensor.copy_(copy)
 
     def over_shards(self, total: float) -> float:
-        """The sum of ``total`` over the ranks that hold other shards of these parameters. All of them must reach
-        this.
-        """
+        """The sum of ``total`` over the ranks that hold the other shards. All of them must reach this."""
         assert self.sharding is not None
         mesh, placements = self.sharding
         summed = torch.tensor(total, dtype=torch.float64, device=self.grads[0].device)

@@ -58,13 +58,11 @@ def load(target: str) -> None:
     Raises:
         BuildError: no compiler, the compiler failed, or the cache is not private.
     """
-    torch.ops.load_library(str(library(target)))  # type: ignore[no-untyped-call]
+    torch.ops.load_library(str(library(target)))
 
 
 def library(target: str) -> Path:
-    """The shared library of the ``target`` kernels, compiled when it is not there yet. Safe for concurrent
-    processes.
-    """
+    """The library of the ``target`` kernels, compiled when it is not there yet. Safe for concurrent processes."""
     name = f"thawline_{target}-{_key(target)}.so"
     if (AHEAD_OF_TIME / name).exists():
         return AHEAD_OF_TIME / name

@@ -31,9 +31,7 @@ def stochastic_bf16(value: Tensor, random: Tensor) -> Tensor:
 
 
 def random16(like: Tensor, start: int, key: int) -> Tensor:
-    """16 random bits for each of the elements ``start`` and on: a pure function of element and key (MurmurHash3's
-    finaliser).
-    """
+    """16 random bits for each element from ``start`` on: a pure function of element and key (MurmurHash3's end)."""
     h = (torch.arange(start, start + like.numel(), device=like.device) * 0x9E37_79B9 & 0xFFFF_FFFF) ^ key
     h = (h ^ (h >> 16)) * 0x85EB_CA6B & 0xFFFF_FFFF
     h = (h ^ (h >> 13)) * 0xC2B2_AE35 & 0xFFFF_FFFF
@@ -41,9 +39,7 @@ def random16(like: Tensor, start: int, key: int) -> Tensor:
 
 
 def random_key(seed: int, step: int, ordinal: int) -> int:
-    """32 bits that differ from step to step and parameter to parameter (the finaliser of SplitMix64, Steele et al.
-    2014).
-    """
+    """32 bits that differ from step to step and parameter to parameter (SplitMix64's end; Steele et al., 2014)."""
     z = (seed * 0x9E37_79B9_7F4A_7C15 + step * 0xD1B5_4A32_D192_ED03 + ordinal * 0x8CB9_2BA7_2F3D_8DD7) & (2**64 - 1)
     z = (z ^ (z >> 30)) * 0xBF58_476D_1CE4_E5B9 & (2**64 - 1)
     z = (z ^ (z >> 27)) * 0x94D0_49BB_1331_11EB & (2**64 - 1)

@@ -71,8 +71,7 @@ class Layout:
 
 
 def saved(state: State, param: Tensor) -> State:
-    """``state`` as it goes to a checkpoint: see the module. Tensors are shared with ``state`` but for the step and the
-    master.
+    """``state`` as it goes to a checkpoint (see the module); its moments are shared, not copied.
 
     The step is a tensor of its own for each parameter, since torch's AdamW counts it in place.
     """
