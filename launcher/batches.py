@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from queue import Queue
 from typing import Any, Protocol, TypeVar
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from launcher.order import Indices, order, row_seed, share, window
+from launcher.order import Indices, order, row_seeds, share, window
 from launcher.packing import Batch
 from launcher.plan import StagePlan
 from launcher.rows import Rows
@@ -77,7 +77,7 @@ class TrainingBatches:
     def __len__(self) -> int:
         return max(0, self._plan.steps - self._start_step)
 
-    def __iter__(self) -> Iterator[Window]:
+    def __iter__(self) -> Generator[Window, None, None]:
         accumulation = self._plan.batch.accumulation
         numbers = range(self._start_step * accumulation, self._plan.steps * accumulation)
         batches = prepared(self._micro_batches, numbers, self._num_workers, self._pin, WINDOWS_AHEAD * accumulation)
@@ -126,7 +126,7 @@ class _TrainingMicroBatches(Dataset[Batch]):
             self._epoch, self._order = epoch, order(seed, plan.index, epoch, len(self._rows))
         indices = window(self._order, step_in_epoch, plan.batch.global_size)
         chosen = share(indices, self._rank, plan.batch.ranks, plan.batch.accumulation)[micro]
-        seeds = [row_seed(seed, plan.index, epoch, row) for row, _ in chosen]
+        seeds = row_seeds(seed, plan.index, epoch, [row for row, _ in chosen])
         return _batch(self._rows, self._task, chosen, seeds)
 
 

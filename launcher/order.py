@@ -1,10 +1,12 @@
 """Which rows each rank takes at each optimizer step.
 
-Owns three pure functions; all of a run's data order follows from them and from (seed, stage, epoch, position), so a
+Owns four pure functions; all of a run's data order follows from them and from (seed, stage, epoch, position), so a
 resumed run, or one on another number of ranks, meets the same rows in the same windows. Called by `batches`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +41,14 @@ def share(indices: Indices, rank: int, ranks: int, accumulation: int) -> list[li
     return [[(row, 1.0) for row in chunk] or [(int(indices[0]), 0.0)] for chunk in mine]
 
 
-def row_seed(seed: int, stage_index: int, epoch: int, row: int) -> int:
-    """The 64-bit seed of one row's augmentation in one epoch."""
-    return int(np.random.SeedSequence([seed, stage_index, epoch, row]).generate_state(1, np.uint64)[0])
+def row_seeds(seed: int, stage_index: int, epoch: int, rows: Sequence[int]) -> list[int]:
+    """A 64-bit seed for the augmentation of each row in one epoch.
+
+    SplitMix64 (Steele, Lea and Flood, 2014, fig. 15) of the row, from a start that depends on the other three.
+    """
+    start = np.random.SeedSequence([seed, stage_index, epoch]).generate_state(1, np.uint64)
+    mixed = start + (np.asarray(rows, np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    seeds: list[int] = (mixed ^ (mixed >> np.uint64(31))).tolist()
+    return seeds

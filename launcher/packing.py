@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +57,7 @@ class Batch:
 def pad(sequences: Sequence[Sequence[int]], value: int, side: Literal["left", "right"] = "right") -> Tensor:
     """Lay sequences of any lengths into one int64 tensor [len(sequences), longest], filled up with ``value``."""
     longest = max(len(sequence) for sequence in sequences)
-    if side == "right":
-        return torch.tensor([[*sequence, *[value] * (longest - len(sequence))] for sequence in sequences])
-    return torch.tensor([[*[value] * (longest - len(sequence)), *sequence] for sequence in sequences])
+    fill = [[value] * (longest - len(sequence)) for sequence in sequences]
+    pairs = zip(sequences, fill, strict=True) if side == "right" else zip(fill, sequences, strict=True)
+    # numpy reads nested lists several times faster than torch
+    return torch.from_numpy(np.array([[*first, *second] for first, second in pairs], np.int64))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.order import order, row_seed, share, window
+from launcher.order import order, row_seeds, share, window
 from launcher.sampling import sample
 
 small = st.integers(1, 6)
@@ -56,8 +56,17 @@ def test_order_depends_on_seed_stage_and_epoch_alone() -> None:
 def test_order_never_changes_between_releases() -> None:
     """A run begun with one release is resumed with the next."""
     assert order(0, 0, 0, 8).tolist() == [3, 2, 1, 6, 0, 7, 4, 5]
-    assert row_seed(0, 0, 0, 0) == 15793235383387715774
-    assert row_seed(0, 0, 0, 1) != row_seed(0, 0, 1, 0)
+    assert row_seeds(0, 0, 0, [0, 1]) == [429404410292939812, 7378380503522490360]
+
+
+def test_rows_have_seeds_of_their_own() -> None:
+    seeds = row_seeds(1, 2, 3, range(10_000))
+    assert len(set(seeds)) == 10_000
+    assert row_seeds(1, 2, 3, [7, 5]) == [seeds[7], seeds[5]]
+    ones = np.unpackbits(np.array(seeds, np.uint64).view(np.uint8)).mean()
+    assert abs(ones - 0.5) < 0.01
+    for other in ((0, 2, 3), (1, 0, 3), (1, 2, 0)):
+        assert not set(row_seeds(*other, range(10_000))) & set(seeds)
 
 
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=6), share_=st.floats(0.01, 0.9), leave=st.integers(0, 1))
