@@ -1,0 +1,63 @@
+"""DTensor parameters (FSDP2): each rank steps its shard, the norm is that of the whole, and DCP carries the state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.checkpoint import state_dict as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from thawline_kernels import FusedAdamW
+
+RANKS = 2
+
+
+def make_model() -> nn.Module:
+    """Three rows over two ranks: the shards are uneven, and of the last bias one is empty."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 1))
+
+
+def train(model: nn.Module, optimizer: FusedAdamW, steps: range) -> list[float]:
+    """Every rank on the same rows; returns the norms."""
+    norms = []
+    for step in steps:
+        rows = torch.randn(8, 5, generator=torch.Generator().manual_seed(step))
+        model(rows).square().mean().backward()
+        norms.append(float(optimizer.step(max_norm=0.1, zero_grad=True)))
+    return norms
+
+
+def check(rank: int, store: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
+    mesh = init_device_mesh("cpu", (RANKS,))
+    plain, sharded = make_model(), make_model()
+    fully_shard(sharded, mesh=mesh)
+    whole, shards = FusedAdamW(plain.parameters(), lr=0.01), FusedAdamW(sharded.parameters(), lr=0.01)
+    assert train(sharded, shards, range(4)) == pytest.approx(train(plain, whole, range(4)), rel=1e-6)
+    saved = dcp.get_optimizer_state_dict(sharded, shards)
+    again = FusedAdamW(sharded.parameters(), lr=0.01)
+    dcp.set_optimizer_state_dict(sharded, again, saved)
+    for param in sharded.parameters():
+        for key in ("exp_avg", "exp_avg_sq"):
+            found = again.state[param][key]
+            assert isinstance(found, DTensor)
+            assert torch.equal(found.to_local(), shards.state[param][key].to_local())
+        assert float(again.state[param]["step"]) == 4
+    train(plain, whole, range(4, 6))
+    train(sharded, again, range(4, 6))
+    for ours, theirs in zip(sharded.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.full_tensor(), theirs.detach(), rtol=1e-5, atol=1e-7)
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_fsdp2(tmp_path: Path) -> None:
+    mp.spawn(check, args=(tmp_path / "store",), nprocs=RANKS)
