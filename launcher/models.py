@@ -152,7 +152,6 @@ def skeleton(
     module = _empty(blueprint)
     if sharding is not None:
         plain = module
-        # set_zero3_state: transformers would open a zero.Init of its own inside ours.
         with _unseen_randomness(DEFAULT_SEED), no_init_weights(), set_zero3_state(), sharding:
             module = blueprint.build()
         _tie(module)
@@ -170,8 +169,12 @@ def _blueprint(model: Model, task: Task, labels: list[str] | None, recipe_dir: P
 
 
 def _empty(blueprint: _Blueprint) -> nn.Module:
-    """Parameters on the meta device, buffers as the library computes them."""
-    with _unseen_randomness(DEFAULT_SEED), init_empty_weights(include_buffers=False):
+    """Parameters on the meta device, buffers as the library computes them.
+
+    ``set_zero3_state``: an Accelerate plugin, of an earlier stage even, makes transformers believe that ZeRO-3 is on,
+    and it would open a ``zero.Init`` of its own.
+    """
+    with _unseen_randomness(DEFAULT_SEED), set_zero3_state(), init_empty_weights(include_buffers=False):
         module = blueprint.build()
     _tie(module)
     return module
