@@ -85,7 +85,7 @@ def start(command: Sequence[str | Path]) -> subprocess.Popen[str]:
 def kill(process: subprocess.Popen[str]) -> None:
     """SIGKILL the launcher alone; its ranks must die of it."""
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
