@@ -1,7 +1,7 @@
 """One stage of training: the loop.
 
-A stage's batches are a pure function of (seed, stage, step), its learning rate of the step, its dropout of (seed, stage,
-step, rank). So the loop holds no hidden state: what it needs to go on is the engine's weights and a step number.
+A stage's batches are a pure function of (seed, stage, step), its learning rate of the step, its dropout of (seed,
+stage, step, rank). So the loop holds no hidden state: what it needs to go on is the engine's weights and a step number.
 All ranks run every line here alike; what differs between backends is inside the engine, and between ranks inside
 `Runtime`.
 """
@@ -105,10 +105,13 @@ def train_step(run: Run, stage: StagePlan, engine: Engine, window: Window, progr
     began = time.perf_counter()
     runtime, settings = run.runtime, stage.settings
     samples = sum(float(batch.weights.sum()) for batch in window.micro)
-    tokens = sum(batch.tokens for batch in window.micro)
     size, samples, tokens, stop = runtime.sum(
-        sum(batch.size for batch in window.micro), samples, float(tokens), float(run.stop.is_requested)
+        sum(batch.size for batch in window.micro),
+        samples,
+        float(sum(batch.tokens for batch in window.micro)),
+        float(run.stop.is_requested),
     )
+    size = max(size, 1.0)  # texts of one token predict nothing, and a window may hold no others
     if stop:
         run.stop.is_agreed = True
     seed_step(settings.seed, stage.index, progress.step, runtime.rank)
@@ -146,11 +149,7 @@ def after_step(run: Run, stage: StagePlan, engine: Engine, start: Saved, progres
     if not is_last and (is_best or is_due or run.stop.is_agreed):
         saved = save(run, stage, engine, start, progress, with_engine=True, with_model=is_best)
         if run.stop.is_agreed:
-            error: type[ThawlineError] = Interrupted if run.stop.is_interrupt else StoppedEarly
-            raise error(
-                f"stopped at step {progress.step} of {stage.steps} in stage {stage.name}, saved as {saved.folder.name}; "
-                f"go on with: thawline resume {run.run_dir.path}"
-            )
+            raise stopped(run, saved)
 
 
 def measure(run: Run, stage: StagePlan, engine: Engine, progress: Progress) -> bool:
@@ -252,6 +251,16 @@ def report_training(run: Run, stage: StagePlan, progress: Progress, learning_rat
         memory_bytes=run.peak_memory_bytes(),
     )
     progress.meter = Meter()
+
+
+def stopped(run: Run, saved: Saved) -> ThawlineError:
+    """What ends a run that was asked to stop, once ``saved`` is on the disk."""
+    kind: type[ThawlineError] = Interrupted if run.stop.is_interrupt else StoppedEarly
+    at = saved.position
+    return kind(
+        f"stopped after step {at.step} of stage {at.stage}, saved as {saved.folder.name}; "
+        f"go on with: thawline resume {run.run_dir.path}"
+    )
 
 
 def diverged(run: Run, stage: StagePlan, window: Window, progress: Progress, what: str) -> TrainingFailed:

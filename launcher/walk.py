@@ -19,7 +19,7 @@ from launcher.run_dir import RunDir
 from launcher.session import Session
 from launcher.stop import StopRequest
 from launcher.tracking import open_tracker
-from launcher.train import train_stage
+from launcher.train import stopped, train_stage
 from launcher.weights import named_state, write_weights
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,8 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
     if runtime.is_first:
         checkpoint.clear_unfinished(run_dir)
     saved = runtime.broadcast(checkpoint.newest(run_dir) if runtime.is_first else None)
-    tracker = open_tracker(run_dir, plan, runtime.is_first, saved and (saved.position.stage_index, saved.position.step))
+    resumed_from = (saved.position.stage_index, saved.position.step) if saved else None
+    tracker = open_tracker(run_dir, plan, runtime.is_first, resumed_from)
     run = Run(plan, run_dir, runtime, splits, task, tracker, stop)
     with tracker:
         last = train_stages(run, saved or first_checkpoint(run))
@@ -120,6 +121,8 @@ def train_stages(run: Run, saved: Saved) -> Saved:
                     f"resume with {position.ranks}"
                 )
         saved = train_stage(run, stage, start, saved if is_inside else None)
+        if run.stop.is_agreed and stage is not run.plan.stages[-1]:
+            raise stopped(run, saved)
     return saved
 
 

@@ -162,7 +162,7 @@ class ZeroEngine(Engine):
         if self.stage.zero_stage == 3:
             return cast(torch.Tensor, safe_get_full_optimizer_state(parameter, key)).detach().float().cpu()
         whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
-        mapping = parameter._hp_mapping
+        mapping = cast(Any, parameter)._hp_mapping
         if mapping is not None:  # None: all of it belongs to other ranks
             inside, in_flat = mapping.lp_fragment_address, mapping.hp_fragment_address
             whole.narrow(0, inside.start, inside.numel).copy_(flat_state.narrow(0, in_flat.start, in_flat.numel))
@@ -178,8 +178,8 @@ class ZeroEngine(Engine):
             state.setdefault(key, torch.zeros_like(flat))
             if self.stage.zero_stage == 3:
                 safe_set_local_optimizer_state(parameter, self._shard(parameter, value), key)
-            elif parameter._hp_mapping is not None:  # None: all of it belongs to other ranks
-                inside, in_flat = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
+            elif (mapping := cast(Any, parameter)._hp_mapping) is not None:
+                inside, in_flat = mapping.lp_fragment_address, mapping.hp_fragment_address
                 part = value.flatten().narrow(0, inside.start, inside.numel)
                 state[key].narrow(0, in_flat.start, in_flat.numel).copy_(part)
 
@@ -192,7 +192,7 @@ class ZeroEngine(Engine):
 
     def _shard(self, parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
         """This rank's equal part of a whole tensor, the last one padded with zeros, as ZeRO-3 partitions it."""
-        size = parameter.ds_tensor.ds_numel
+        size = cast(Any, parameter).ds_tensor.ds_numel
         padded = torch.zeros(size * self.engine.world_size, dtype=torch.float32, device=value.device)
         padded[: value.numel()] = value.flatten()
         return padded.narrow(0, size * self.engine.global_rank, size)

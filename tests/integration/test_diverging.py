@@ -1,0 +1,35 @@
+"""A run that diverges stops at once, names the step and the rows, and leaves the weights before it resumable."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from running import recipe, thawline, tiny_bert
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero1"])
+def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_rows(tmp_path: Path, strategy: str) -> None:
+    file = recipe(
+        tmp_path,
+        [{"name": "wild", "train": ["all"], "steps": 8, "sharding": {"strategy": strategy}}],
+        model={"source": str(tiny_bert(tmp_path / "bert")), "weights": "random"},
+        optimizer={"kind": "sgd", "learning_rate": 1.0e30},
+        schedule={"kind": "constant"},
+        checkpoint={"every": "1st"},
+    )
+    run = tmp_path / "run"
+    done = thawline("run", file, "--run-dir", run, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "Traceback" not in done.stderr
+    found = re.search(r"the (loss is|gradient's norm is) (nan|inf|-inf) at step (\d+) of 8 in stage wild", done.stderr)
+    assert found, done.stderr
+    rows = re.search(r"rows of the batch: ([\w:.\-, ]+)\. ", done.stderr)
+    assert rows
+    assert len(rows[1].split(", ")) == 8
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "failed"
+    newest = (run / "LATEST").read_text().strip()
+    assert newest == f"00-wild-step-{int(found[3]) - 1:08d}"
