@@ -126,10 +126,13 @@ def _stopped(
     code = (Interrupted if is_interrupt else StoppedEarly).exit_code
     killed = [str(end.rank) for end in ended if end.code == -signal.SIGKILL]
     said = next((error.message for error in errors if error.exit_code in STOPPED_CODES), None)
-    message = said or f"{'interrupted' if is_interrupt else 'stopped on request'}"
+    message = said or (
+        f"{'interrupted' if is_interrupt else 'stopped on request'}; "
+        f"`thawline resume {run_dir.path}` goes on from the newest checkpoint"
+    )
     if killed:
-        message += f"; rank {', '.join(killed)} did not stop by itself and was killed"
-    return LaunchResult(code, f"{message}.\n`thawline resume {run_dir.path}` goes on from the newest checkpoint.")
+        message += f" (rank {', '.join(killed)} did not stop by itself and was killed)"
+    return LaunchResult(code, message)
 
 
 def _where(rank: int, run_dir: RunDir) -> str:

@@ -61,6 +61,8 @@ class WandbRun:
                 "`wandb login` or set WANDB_API_KEY, or go on with --set tracking.wandb.mode=offline"
             ) from error
         self._run.define_metric("*", step_metric=AXIS)
+        if mode == "offline":  # a resumed run has several; wandb uploads them in order, as one
+            self.choice += f"; upload it with `wandb sync {run_dir.wandb}/offline-run-*-{self.id}`"
 
     def log(self, split: str, optimizer_step: int, values: Mapping[str, float | str]) -> None:
         """Curves ``train/loss``, ``validation/accuracy``, … over ``optimizer_step``."""

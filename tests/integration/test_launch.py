@@ -165,6 +165,29 @@ def test_killed_launcher_leaves_no_orphan(launch: Launch, asks_the_kernel: bool)
     until(lambda: not any(map(is_alive, pids + children)))
 
 
+def test_die_with_parent_needs_no_guard(tmp_path: Path) -> None:
+    """The kernel alone ends a rank whose launcher is killed."""
+    child = (
+        "import time; from launcher.orphans import die_with_parent\n"
+        "die_with_parent(); print('ready', flush=True); time.sleep(600)"
+    )
+    program = (
+        "import os, subprocess, sys\n"
+        "env = os.environ | {'THAWLINE_LAUNCHER_PID': str(os.getpid())}\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], env=env)\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    lines = [parent.stdout.readline(), parent.stdout.readline()]
+    pid = next(int(line) for line in lines if line.strip().isdecimal())
+    assert "ready\n" in lines
+    parent.kill()
+    until(lambda: not is_alive(pid))
+    parent.communicate()
+
+
 def test_killed_rank_ends_the_others(launch: Launch) -> None:
     launched = launch(STOPPABLE, ranks=3)
     pids = launched.pids()
