@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from launcher.plan import StagePlan
 from launcher.recipe import SGD, Adam, AdamW
 from thawline_kernels import FusedAdamW
 
+Backend = Literal["auto", "cpu", "cuda", "torch"]
 STATE_KEYS = {"adamw": ("exp_avg", "exp_avg_sq"), "adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 """Per-element tensors of each optimizer kind, under torch's names."""
 
@@ -60,14 +61,15 @@ def build(stage: StagePlan, module: nn.Module, carried: Mapping[str, int]) -> to
 def _construct(spec: AdamW | Adam | SGD, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     match spec:
         case AdamW():
-            backend = {"auto": "auto", "fused": "cuda" if torch.cuda.is_available() else "cpu", "torch": "torch"}
+            compiled: Backend = "cuda" if torch.cuda.is_available() else "cpu"
+            backends: dict[str, Backend] = {"auto": "auto", "fused": compiled, "torch": "torch"}
             return FusedAdamW(
                 groups,
                 lr=spec.learning_rate,
                 betas=spec.betas,
                 eps=spec.epsilon,
                 weight_decay=spec.weight_decay,
-                backend=backend[spec.implementation],
+                backend=backends[spec.implementation],
             )
         case Adam():
             return torch.optim.Adam(

@@ -185,7 +185,7 @@ def resolve_batch(stage: Stage, ranks: int) -> BatchPlan:
     Raises:
         RecipeError: the sizes do not divide; the message names the nearest sizes that do.
     """
-    size, micro = stage.batch.global_size, stage.batch.micro_size
+    size, asked = stage.batch.global_size, stage.batch.micro_size
     path = f"stages.{stage.name}.batch"
     if size % ranks:
         lower, upper = size // ranks * ranks, (size // ranks + 1) * ranks
@@ -194,10 +194,9 @@ def resolve_batch(stage: Stage, ranks: int) -> BatchPlan:
             [Problem(f"{path}.global_size", f"{size} does not divide by {ranks} ranks; nearest that does: {near}")]
         )
     per_rank = size // ranks
-    if micro == "auto":
-        micro = max(d for d in range(1, min(per_rank, LARGEST_AUTO_MICRO_SIZE) + 1) if per_rank % d == 0)
-    if per_rank % micro:
-        fits = [d for d in range(1, per_rank + 1) if per_rank % d == 0]
+    fits = [divisor for divisor in range(1, per_rank + 1) if per_rank % divisor == 0]
+    micro = max(divisor for divisor in fits if divisor <= LARGEST_AUTO_MICRO_SIZE) if asked == "auto" else asked
+    if micro not in fits:
         raise RecipeError(
             [
                 Problem(

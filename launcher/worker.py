@@ -1,7 +1,7 @@
 """One rank: ``python -m launcher.worker RECIPE [--run-dir DIR] [--set a.b=c]…``
 
-The same under ``thawline run`` (which has planned already), ``accelerate launch -m`` and ``torchrun -m`` (where the first
-rank plans). Owns the process: its signals, its log, its exit code and its last word. What is trained is `walk`'s.
+The same under ``thawline run`` (which has planned already), ``accelerate launch -m`` and ``torchrun -m`` (where the
+first rank plans). Owns the process: its signals, its log, its exit code and its last word. What is trained is `walk`'s.
 Whatever is slow to import is imported inside `main`, once signals are caught and the parent is watched.
 """
 

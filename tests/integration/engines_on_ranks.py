@@ -64,7 +64,9 @@ def stage_plan(strategy: str, precision: str, trained: list[str], accumulation: 
     )  # fmt: skip
 
 
-def parts(runtime: distributed.Runtime, stage: StagePlan, state: dict[str, torch.Tensor], carried: dict[str, int]) -> Parts:
+def parts(
+    runtime: distributed.Runtime, stage: StagePlan, state: dict[str, torch.Tensor], carried: dict[str, int]
+) -> Parts:
     def load_module(context: AbstractContextManager[Any] | None) -> nn.Module:
         import deepspeed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -24,10 +25,10 @@ SCHEDULES = [
 def test_rises_to_one_then_never_rises_and_stays_within_its_end(schedule: Linear, steps: int) -> None:
     factors = [factor_at(schedule, step, steps) for step in range(steps)]
     warmup = round(schedule.warmup * steps)
-    assert all(later > earlier for earlier, later in zip(factors[:warmup], factors[1:warmup], strict=False))
+    assert all(later > earlier for earlier, later in pairwise(factors[:warmup]))
     if warmup:
         assert factors[warmup - 1] == 1.0
-    assert all(later <= earlier for earlier, later in zip(factors[warmup:], factors[warmup + 1 :], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(factors[warmup:]))
     assert all(0 < factor <= 1 for factor in factors)
     assert min(factors[warmup:], default=1.0) >= getattr(schedule, "end", 1.0) - 1e-12
 
