@@ -138,4 +138,3 @@ def test_other_launchers_give_the_same_bits(straight: dict[str, Path], tmp_path:
     assert done.returncode == 0, done.stderr[-4000:]
     expected = weights(straight["zero2"])
     assert all(torch.equal(value, expected[key]) for key, value in weights(tmp_path / "run").items())
-
