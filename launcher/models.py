@@ -129,7 +129,9 @@ def materialise(model: Model, task: Task, labels: list[str] | None, seed: int, r
             module, head, _ = transformers_models.load_start(
                 blueprint.config, model, task, recipe_dir, blueprint.head_of
             )
-            transformers_models.set_padding(module, task, model, recipe_dir)
+            _require_same_ties(module, _empty(blueprint), model)
+    if blueprint.config is not None:
+        transformers_models.set_padding(module, task, model, recipe_dir)
     if model.head.init != "default":
         _require_own_head(model, task, module)
         init_head(module, head, model.head.init, seed)
@@ -193,6 +195,21 @@ def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
         holder = target.get_submodule(owner)
         device = holder.get_buffer(attribute).device
         holder._buffers[attribute] = buffer.to(device, copy=True)
+
+
+def _require_same_ties(module: nn.Module, skeleton: nn.Module, model: Model) -> None:
+    """transformers parts tied weights whose values differ; later stages could not tell that from the configuration.
+
+    Raises:
+        UserError: it has done so.
+    """
+    planned = {name for name, _ in skeleton.named_parameters()}
+    loaded = {name for name, _ in module.named_parameters()}
+    if planned != loaded:
+        raise UserError(
+            f"model.source: {model.source}: its configuration ties weights that differ in its files "
+            f"({', '.join(sorted(planned ^ loaded)[:3])}); set tie_word_embeddings to false in its config.json"
+        )
 
 
 def _require_own_head(model: Model, task: Task, module: Any) -> None:

@@ -55,7 +55,7 @@ def build(config: Any, model: Model, task: Task) -> Any:
         UserError: transformers has no such task for this architecture.
     """
     with explained(model):
-        module = AUTO_CLASSES[task.kind].from_config(config, dtype=torch.float32)
+        module = AUTO_CLASSES[task.kind].from_config(config, dtype=torch.float32, trust_remote_code=False)
     _finish(module, model, task)
     return module
 
@@ -75,6 +75,7 @@ def load_start(
             config=config,
             dtype=torch.float32,
             revision=model.revision,
+            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **gguf_arguments(model),

@@ -145,6 +145,14 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         models.materialise(model, TEXT, LABELS, 0, tmp_path)
 
 
+def test_weights_that_are_not_tied_as_the_configuration_says_are_refused(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).save_pretrained(tmp_path)
+    transformers.LlamaConfig(**SIZES, tie_word_embeddings=True).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"lm_head\.weight.*tie_word_embeddings to false"):
+        models.materialise(Model(source=str(tmp_path)), CAUSAL, None, 0, tmp_path)
+
+
 def test_a_hub_out_of_reach_says_what_to_do() -> None:
     with pytest.raises(EnvironmentProblem, match="the hub cannot be reached"):
         models.facts(Model(source="someone/something-that-nobody-has-cached"), TEXT, 2, HERE)
