@@ -85,6 +85,7 @@ def test_every_row_once_an_epoch_and_the_same_windows_on_any_ranks(ranks: int, a
         assert {(window.step, window.epoch) for window in windows} == {(step, step // 3)}
     for epoch in range(4):
         assert sorted(row for step in range(3 * epoch, 3 * epoch + 3) for row in alone[step]) == list(range(NUM_ROWS))
+    assert len({frozenset(alone[step]) for step in range(0, 12, 3)}) == 4, "each epoch has an order of its own"
 
 
 def test_a_start_in_the_middle_continues_the_same_sequence() -> None:
