@@ -23,7 +23,7 @@ using D = double;
 typedef float F __attribute__((vector_size(4 * W)));
 typedef uint32_t U __attribute__((vector_size(4 * W)));
 typedef uint16_t H __attribute__((vector_size(2 * W)));
-typedef double D __attribute__((vector_size(8 * W)));
+typedef double D __attribute__((vector_size(4 * W)));
 #endif
 
 struct Math {
@@ -84,6 +84,25 @@ template <Grad GRAD>
 THAWLINE_INLINE F load_grad(const void* from, int64_t i) {
     if constexpr (GRAD == Grad::fp32) return load<F>(from, i);
     else return widened(halves(from, i));
+}
+
+// As many doubles as fill a vector, of the gradient from element i on.
+constexpr int DOUBLES = W == 1 ? 1 : W / 2;
+template <Grad GRAD>
+THAWLINE_INLINE D doubles(const void* grad, int64_t i) {
+#if THAWLINE_WIDTH == 16
+    const __m256i* at = (const __m256i*)((const char*)grad + i * (GRAD == Grad::fp32 ? 4 : 2));
+    if constexpr (GRAD == Grad::fp32) return (D)_mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_loadu_si256(at)));
+    __m256i upper = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)at));
+    return (D)_mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(upper, 16)));
+#elif THAWLINE_WIDTH == 8
+    const __m128i* at = (const __m128i*)((const char*)grad + i * (GRAD == Grad::fp32 ? 4 : 2));
+    if constexpr (GRAD == Grad::fp32) return (D)_mm256_cvtps_pd(_mm_castsi128_ps(_mm_loadu_si128(at)));
+    __m128i upper = _mm_cvtepu16_epi32(_mm_loadl_epi64(at));
+    return (D)_mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(upper, 16)));
+#else
+    return load_grad<GRAD>(grad, i);
+#endif
 }
 
 template <Param PARAM>
@@ -149,7 +168,9 @@ void step_tail(const Streams& t, int64_t begin, int64_t count, const Constants<F
 }
 
 template <Param PARAM, Grad GRAD, State STATE>
-void step_range(const Streams& t, int64_t begin, int64_t end, const Scalars& s, const Options& o) {
+void step_range(const Streams& streams, int64_t begin, int64_t end, const Scalars& s, const Options& options) {
+    const Streams t = streams;  // own copies: a store to a parameter cannot change them, so they stay in registers
+    const Options o = options;
     const Constants<F> k = constants<F>(s, o.is_accurate, broadcast);
     int64_t i = begin;
     for (; i + W <= end; i += W) step_vector<PARAM, GRAD, STATE>(t, i, i, k, o);
@@ -176,12 +197,12 @@ StepRange select_step(Param param, Grad grad, State state) {
 // Squares are exact in double. Lane i % NORM_LANES adds element i; then the lanes are halved to one.
 template <Grad GRAD>
 double sum_squares(const void* grad, int64_t begin, int64_t end) {
-    constexpr int GROUPS = NORM_LANES / W;
+    constexpr int GROUPS = NORM_LANES / DOUBLES;
     D sums[GROUPS] = {};
     int64_t i = begin;
     for (; i + NORM_LANES <= end; i += NORM_LANES)
         for (int group = 0; group < GROUPS; group++) {
-            D x = convert<D>(load_grad<GRAD>(grad, i + group * W));
+            D x = doubles<GRAD>(grad, i + group * DOUBLES);
             sums[group] += x * x;
         }
     double lanes[NORM_LANES];
