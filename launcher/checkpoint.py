@@ -43,6 +43,8 @@ class Best(BaseModel):
     value: float
     checkpoint: str
     """Name of the checkpoint whose ``model/`` it was."""
+    metrics: dict[str, float]
+    """All measures of that evaluation."""
 
 
 class Position(BaseModel):

@@ -177,7 +177,7 @@ def measure(run: Run, stage: StagePlan, engine: Engine, progress: Progress) -> b
     if best is not None and best.metric == metric and sign * value <= sign * best.value:
         return False
     name = run.run_dir.checkpoint(stage.index, stage.name, progress.step).name
-    progress.best = Best(metric=metric, value=value, checkpoint=name)
+    progress.best = Best(metric=metric, value=value, checkpoint=name, metrics=progress.metrics)
     return True
 
 

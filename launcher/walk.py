@@ -68,7 +68,8 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
             "restore it, or choose another --run-dir to plan anew"
         )
     processor = models.processor(recipe.model, recipe.task, recipe_dir)
-    task = tasks.bind(recipe.task, recipe.data, processor, plan.labels)
+    config = models.configuration(recipe.model, recipe.task, plan.labels, recipe_dir)
+    task = tasks.bind(recipe.task, recipe.data, processor, plan.labels, config)
     if runtime.is_first:
         checkpoint.clear_unfinished(run_dir)
     saved = runtime.broadcast(checkpoint.newest(run_dir) if runtime.is_first else None)
@@ -128,23 +129,21 @@ def train_stages(run: Run, saved: Saved) -> Saved:
 
 def finish(run: Run, last: Saved, processor: object) -> None:
     """Export the best (or last) model and say how it compares."""
-    best: Best | None = last.position.best
+    best = last.position.best
+    metrics = best.metrics if best else last.position.metrics
     source = run.run_dir.checkpoints / best.checkpoint if best else last.folder
-    metrics = dict(last.position.metrics)
     export.export(run.plan, source / "model", run.run_dir.model, processor, metrics, best)
-    run.tracker.finished("finished", summary(run, last, best), metrics)
+    run.tracker.finished("finished", summary(run, metrics, best), metrics)
 
 
-def summary(run: Run, last: Saved, best: Best | None) -> str:
+def summary(run: Run, metrics: dict[str, float], best: Best | None) -> str:
     """The run's last line: its metric against the majority class, and where the model is."""
-    metrics, majority = last.position.metrics, run.plan.data.majority
     parts = []
     name = best.metric if best else next((n for n in ("accuracy", "perplexity", "loss") if n in metrics), None)
     if name is not None:
-        value = best.value if best else metrics[name]
-        parts.append(f"{name} {value:.4f}" + (f" of {best.checkpoint}" if best else ""))
+        parts.append(f"{name} {metrics[name]:.4f}" + (f" of {best.checkpoint}" if best else ""))
+    majority = run.plan.data.majority
     if name == "accuracy" and majority is not None:
-        value = best.value if best else metrics["accuracy"]
-        parts.append(f"majority class {majority:.4f} ({value - majority:+.4f})")
+        parts.append(f"majority class {majority:.4f} ({metrics[name] - majority:+.4f})")
     parts.append(f"model: {run.run_dir.model}")
     return "; ".join(parts)
