@@ -38,7 +38,7 @@ def workplace(
     """A folder with a recipe; the clusters that were planned for."""
     planned: list[Cluster] = []
 
-    def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster) -> RunPlan:
+    def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: object) -> RunPlan:
         planned.append(cluster)
         return make_plan(recipe, cluster)
 
