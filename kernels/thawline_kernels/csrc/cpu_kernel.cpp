@@ -127,14 +127,14 @@ THAWLINE_INLINE void store_param(const Streams& t, int64_t i, F p) {
     }
 }
 
-template <Param PARAM, Grad GRAD, State STATE>
+template <bool HAS_PEAK, Param PARAM, Grad GRAD, State STATE>
 THAWLINE_INLINE void step_vector(const Streams& t, int64_t i, int64_t number, const Constants<F>& k, const Options& o) {
     constexpr bool is_wide = STATE == State::fp32;
     F p = load_param<PARAM>(t, i), g = load_grad<GRAD>(t.grad, i), peak{};
     F m = is_wide ? load<F>(t.exp_avg, i) : widened(halves(t.exp_avg, i));
     F v = is_wide ? load<F>(t.exp_avg_sq, i) : widened(halves(t.exp_avg_sq, i));
-    if (t.peak) peak = load<F>(t.peak, i);
-    step<Math>(p, g, m, v, t.peak ? &peak : nullptr, k);
+    if constexpr (HAS_PEAK) peak = load<F>(t.peak, i);
+    step<Math>(p, g, m, v, HAS_PEAK ? &peak : nullptr, k);
     if constexpr (is_wide) {
         store(t.exp_avg, i, m);
         store(t.exp_avg_sq, i, v);
@@ -143,7 +143,7 @@ THAWLINE_INLINE void step_vector(const Streams& t, int64_t i, int64_t number, co
         store(t.exp_avg, i, convert<H>(nearest_bf16(m, as<U>(m))));
         store(t.exp_avg_sq, i, convert<H>(stochastic_bf16(v, as<U>(v), random)));
     }
-    if (t.peak) store(t.peak, i, peak);
+    if constexpr (HAS_PEAK) store(t.peak, i, peak);
     store_param<PARAM>(t, i, p);
     if (o.zeroes_grad) {
         if constexpr (GRAD == Grad::fp32) store(t.grad, i, F{});
@@ -161,7 +161,8 @@ void step_tail(const Streams& t, int64_t begin, int64_t count, const Constants<F
     for (int s = 0; s < 6; s++)
         if (streams[s]) std::memcpy(buffers[s], (char*)streams[s] + begin * widths[s], count * widths[s]);
     Streams local{buffers[0], buffers[1], buffers[2], buffers[3], buffers[4], t.peak ? (float*)buffers[5] : nullptr, t.key, 0};
-    step_vector<PARAM, GRAD, STATE>(local, 0, begin, k, o);
+    if (t.peak) step_vector<true, PARAM, GRAD, STATE>(local, 0, begin, k, o);
+    else step_vector<false, PARAM, GRAD, STATE>(local, 0, begin, k, o);
     for (int s = 0; s < 6; s++)
         if (streams[s] && (s != 2 || o.zeroes_grad))
             std::memcpy((char*)streams[s] + begin * widths[s], buffers[s], count * widths[s]);
@@ -173,7 +174,10 @@ void step_range(const Streams& streams, int64_t begin, int64_t end, const Scalar
     const Options o = options;
     const Constants<F> k = constants<F>(s, o.is_accurate, broadcast);
     int64_t i = begin;
-    for (; i + W <= end; i += W) step_vector<PARAM, GRAD, STATE>(t, i, i, k, o);
+    if (t.peak)
+        for (; i + W <= end; i += W) step_vector<true, PARAM, GRAD, STATE>(t, i, i, k, o);
+    else
+        for (; i + W <= end; i += W) step_vector<false, PARAM, GRAD, STATE>(t, i, i, k, o);
     if (i < end) step_tail<PARAM, GRAD, STATE>(t, i, end - i, k, o);
 }
 
