@@ -47,6 +47,7 @@ def open_stage(run: Run, stage: StagePlan, start: Saved) -> Engine:
             runtime=run.runtime,
             load_module=load_module,
             make_optimizer=lambda module: optim.build(stage, module, carried),
+            clipped_step=optim.clipped_step,
             start_tensor=start_tensor,
         )
     )

@@ -6,6 +6,7 @@ parameter name. The only importer of `thawline_kernels` and the only place that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -92,9 +93,22 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> float
     return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
-def empty_state(kind: str, parameter: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
-    """State of one (flat or plain) tensor after ``steps`` steps whose per-element tensors are still to be filled."""
-    state = {key: torch.zeros_like(parameter) for key in STATE_KEYS[kind]}
-    if kind != "sgd":
-        state["step"] = torch.tensor(float(steps))
-    return state
+def clipped_step(optimizer: torch.optim.Optimizer, max_norm: float) -> float:
+    """Clip by the global L2 norm of the gradient, and step; returns the norm before clipping.
+
+    A norm that is not finite leaves weights and state alone. The norm is summed in double: in single precision it is
+    off by parts in 10^5 at 20 million parameters already, and differs from ZeRO's.
+
+    Args:
+        max_norm: infinity only measures.
+    """
+    if isinstance(optimizer, FusedAdamW):
+        return float(optimizer.step(max_norm=max_norm))
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    if torch.isfinite(norm):
+        if max_norm < math.inf:
+            torch._foreach_mul_(gradients, min(1.0, max_norm / (float(norm) + 1e-6)))
+        optimizer.step()
+    return float(norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -58,7 +59,8 @@ class DataParallelEngine(Engine):
         self.wrapped = wrapped
         self.module = module
         self.optimizer = parts.make_optimizer(module)
-        self.clip_grad_norm = parts.stage.settings.clip_grad_norm
+        self.clip_grad_norm = parts.stage.settings.clip_grad_norm or math.inf
+        self.clipped_step = parts.clipped_step
         self.scaler = accelerator.scaler
         self.scales_loss = self.scaler is not None
         self.runtime = parts.runtime
@@ -76,23 +78,18 @@ class DataParallelEngine(Engine):
         self.accelerator.backward(loss)
 
     def step(self) -> StepResult:
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
         for parameter in self.trained:
             if parameter.grad is None:  # ZeRO sees zeros where there is no gradient, and decays: the same here
                 parameter.grad = torch.zeros_like(parameter)
-        total_norm = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
-        if self.clip_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.trained, self.clip_grad_norm, total_norm)
-        grad_norm = float(total_norm)
-        taken = torch.isfinite(total_norm).item() is True
-        if self.scaler is not None:
+        if self.scaler is None:
+            norm = self.clipped_step(self.optimizer, self.clip_grad_norm)
+        else:
+            self.scaler.unscale_(self.optimizer)
+            norm = float(nn.utils.clip_grad_norm_(self.trained, self.clip_grad_norm))
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        elif taken:
-            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(grad_norm=grad_norm, taken=taken)
+        return StepResult(grad_norm=norm, taken=math.isfinite(norm))
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, parameter in self.module.named_parameters():

@@ -34,6 +34,8 @@ class Parts:
     """Builds the module with the stage's starting weights and its trainable set; inside the context, if one is given,
     under which every parameter is sharded as it is made."""
     make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    clipped_step: Callable[[torch.optim.Optimizer, float], float]
+    """Clips to a global gradient norm (infinity: measures), steps, and returns the norm before; see `optim`."""
     start_tensor: Callable[[str], torch.Tensor]
     """fp32 value of a parameter at the stage's start, read from disk."""
 

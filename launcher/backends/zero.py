@@ -7,8 +7,9 @@ et al., 2020). A new engine for each stage lives in the same process group as th
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,6 +47,12 @@ def build(parts: Parts) -> Engine:
     runtime, stage = parts.runtime, parts.stage
     config = deepspeed_config(stage)
     handlers = [InitProcessGroupKwargs(backend="gloo")] if runtime.device.type == "cpu" else []
+    with redirect_stdout(sys.stderr):  # it prints what it compiles
+        return _build(parts, config, handlers)
+
+
+def _build(parts: Parts, config: dict[str, Any], handlers: list[InitProcessGroupKwargs]) -> Engine:
+    runtime, stage = parts.runtime, parts.stage
     plugin = DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
     accelerator = Accelerator(deepspeed_plugins=plugin, kwargs_handlers=handlers)
     sharding = deepspeed.zero.Init(config_dict_or_path=config) if stage.zero_stage == 3 else None

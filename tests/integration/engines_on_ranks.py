@@ -80,7 +80,14 @@ def parts(
             parameter.requires_grad_(name in stage.trained_names)
         return module
 
-    return Parts(stage, runtime, load_module, lambda m: optim.build(stage, m, carried), lambda name: state[name])
+    return Parts(
+        stage,
+        runtime,
+        load_module,
+        lambda m: optim.build(stage, m, carried),
+        optim.clipped_step,
+        lambda name: state[name],
+    )
 
 
 def train(runtime: distributed.Runtime, engine: backends.Engine, steps: range, accumulation: int) -> list[float]:

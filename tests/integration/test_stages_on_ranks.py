@@ -113,9 +113,13 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_every_sharding_and_one_rank_end_with_the_same_weights(straight: dict[str, Path], kind: str) -> None:
     expected, found = weights(straight["ddp"]), weights(straight[kind])
     assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        scale = value.abs().max().clamp(min=1e-3)
-        assert float((found[name] - value).abs().max() / scale) < 1e-5, name
+    difference = {name: float((found[name] - value).norm() / value.norm()) for name, value in expected.items()}
+    # Softmax does not see a key bias: its true gradient is zero, and Adam makes steps of the rounding that is left.
+    noise = {name for name in difference if name.endswith("attention.self.key.bias")}
+    assert len(noise) == 6
+    assert max(value for name, value in difference.items() if name not in noise) < 1e-5
+    both = [torch.cat([tensors[name].flatten() for name in expected]) for tensors in (expected, found)]
+    assert float((both[0] - both[1]).norm() / both[0].norm()) < 1e-6
     losses = [line["loss"] for line in metrics(straight["ddp"])]
     assert [line["loss"] for line in metrics(straight[kind])] == pytest.approx(losses, rel=1e-5)
 
