@@ -78,6 +78,12 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """U+0085 is a line break to YAML 1.1, and PyYAML reads one back as a space unless it stands escaped."""
+    return dumper.represent_scalar(_TAG + "str", text, style='"' if "\x85" in text else None)
+
+
+_Dumper.add_representer(str, _text)
 for _name, (_pattern, _) in _SCALARS.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_TAG + _name, re.compile(_pattern), None)

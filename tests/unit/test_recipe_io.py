@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import RecipeError
@@ -202,6 +202,7 @@ TRICKY = st.sampled_from(
 
 
 @given(PLAIN | TRICKY)
+@example({"a\x85b": "\x85"})
 @settings(deadline=None)
 def test_yaml_of_any_value_reads_back(value: Any) -> None:
     tree, problems = parse(to_yaml(value), "f")
