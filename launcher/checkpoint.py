@@ -32,12 +32,13 @@ log = logging.getLogger(__name__)
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 TEMPORARY = ".writing-"
+DAMAGED = ".damaged-"
 
 
 class Best(BaseModel):
     """The best evaluation so far."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     metric: str
     value: float
@@ -50,7 +51,7 @@ class Best(BaseModel):
 class Position(BaseModel):
     """Where the training stands; with the engine's own files, all that a resumed run needs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     stage_index: int
     stage: str
@@ -113,13 +114,20 @@ def write(run_dir: RunDir, runtime: Runtime, position: Position, write_parts: Ca
 
 
 def newest(run_dir: RunDir) -> Saved | None:
-    """The newest checkpoint that verifies; says of each newer one what is wrong with it."""
+    """The newest checkpoint that verifies; says of each newer one what is wrong with it, and puts it aside.
+
+    Called by the first rank alone.
+    """
     for name in reversed(_names(run_dir)):
         folder = run_dir.checkpoint(name.stage_index, name.stage, name.step)
         problems = verify(folder)
         if not problems:
             return Saved(folder, Position.model_validate_json((folder / STATE).read_text()))
         log.warning("checkpoint %s is damaged (%s); falling back to the one before", folder.name, "; ".join(problems))
+        # Under another name: `retain` counts the newest, and must not keep this one for a whole one's sake.
+        aside = folder.with_name(DAMAGED + folder.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
     return None
 
 
@@ -170,6 +178,17 @@ def clear_unfinished(run_dir: RunDir) -> None:
     """Delete what an interrupted `write` or `retain` left; called by the first rank alone."""
     for folder in run_dir.checkpoints.glob(TEMPORARY + "*"):
         shutil.rmtree(folder)
+
+
+def bests(run_dir: RunDir, keep: int) -> set[str]:
+    """Names of the best checkpoints that the newest ``keep`` checkpoints speak of: resuming from one needs its best."""
+    found = set()
+    for name in _names(run_dir)[-keep:]:
+        folder = run_dir.checkpoint(name.stage_index, name.stage, name.step)
+        best = Position.model_validate_json((folder / STATE).read_text()).best
+        if best is not None:
+            found.add(best.checkpoint)
+    return found
 
 
 def sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from launcher.cluster import Cluster
 from launcher.data_facts import DataFacts
 from launcher.errors import EnvironmentProblem, Problem, RecipeError
-from launcher.parameters import ModelFacts, groups
+from launcher.parameters import Group, ModelFacts, groups
 from launcher.recipe import Recipe, Stage
 
 LARGEST_AUTO_MICRO_SIZE = 32
@@ -133,7 +133,24 @@ def resolve(
 
 
 def _resolve_stage(index: int, stage: Stage, cluster: Cluster, model: ModelFacts, data: DataFacts) -> StagePlan:
-    batch = resolve_batch(stage, cluster.ranks)
+    problems: list[Problem] = []
+    if stage.evaluate.best is not None and not data.validation_rows:
+        message = (
+            f"{stage.evaluate.best!r} chooses by the validation split, and there is none; set data.split.validation"
+        )
+        problems.append(Problem(f"stages.{stage.name}.evaluate.best", message))
+    found: tuple[Group, ...] = ()
+    batch = BatchPlan(global_size=1, micro_size=1, accumulation=1, ranks=1)
+    try:
+        batch = resolve_batch(stage, cluster.ranks)
+    except RecipeError as error:
+        problems += error.problems
+    try:
+        found = groups(stage, model)
+    except RecipeError as error:
+        problems += error.problems
+    if problems:
+        raise RecipeError(problems)
     planned = [
         GroupPlan(
             pattern=group.pattern,
@@ -142,7 +159,7 @@ def _resolve_stage(index: int, stage: Stage, cluster: Cluster, model: ModelFacts
             parameters=group.num_elements,
             names=list(group.names),
         )
-        for group in groups(stage, model)
+        for group in found
     ]
     steps_per_epoch = math.ceil(data.train_rows / batch.global_size)
     steps = stage.steps if stage.steps is not None else steps_per_epoch * (stage.epochs or 1)

@@ -31,6 +31,8 @@ from launcher.run import Run
 from launcher.run_dir import write_atomic
 
 log = logging.getLogger(__name__)
+MOST_SKIPPED = 40
+"""fp16: from a loss scale of 2^16, so many halvings in a row leave nothing to scale."""
 
 
 @dataclass
@@ -56,6 +58,8 @@ class Progress:
     best: Best | None
     metrics: dict[str, float]
     had_gradient: set[str]
+    skipped: int = 0
+    """Optimizer steps in a row that were not taken, because the gradient was not finite."""
     meter: Meter = field(default_factory=Meter)
 
 
@@ -129,7 +133,10 @@ def train_step(run: Run, stage: StagePlan, engine: Engine, window: Window, progr
     if not math.isfinite(loss_total):
         raise diverged(run, stage, window, progress, f"the loss is {loss_total / size}")
     result: StepResult = engine.step()
-    if not engine.scales_loss and not (result.taken and math.isfinite(result.grad_norm)):
+    is_taken = result.taken and math.isfinite(result.grad_norm)
+    progress.skipped = 0 if is_taken else progress.skipped + 1
+    # fp16 skips a step now and then while it looks for a loss scale; it halves the scale each time.
+    if progress.skipped > (MOST_SKIPPED if engine.scales_loss else 0):
         raise diverged(run, stage, window, progress, f"the gradient's norm is {result.grad_norm}")
     runtime.average_buffers(engine.module)
     progress.step += 1
@@ -164,15 +171,16 @@ def measure(run: Run, stage: StagePlan, engine: Engine, progress: Progress) -> b
         validation, run.task, run.runtime.rank, run.runtime.ranks, size, run.pin_memory,
         num_workers=run.plan.recipe.data.num_workers,
     )  # fmt: skip
-    progress.metrics = evaluate(
-        lambda inputs: run.logits(engine.forward(inputs)), batches, run.task, run.runtime.device
-    )
+    measured = evaluate(lambda inputs: run.logits(engine.forward(inputs)), batches, run.task, run.runtime.device)
+    progress.metrics = run.runtime.broadcast(measured)  # a last bit that differs must not part the ranks at `is_best`
     stages.set_modes(engine.module, stage)
     run.tracker.evaluated(progress.step, progress.step / stage.steps_per_epoch, "validation", progress.metrics)
     metric = stage.settings.evaluate.best
     if metric is None:
         return False
     value, best = progress.metrics[metric], progress.best
+    if math.isnan(value):
+        return False
     sign = 1.0 if run.task.best_direction[metric] == "max" else -1.0
     if best is not None and best.metric == metric and sign * value <= sign * best.value:
         return False
@@ -231,8 +239,9 @@ def save(
 
     saved = checkpoint.write(run.run_dir, run.runtime, position, write_parts)
     if run.runtime.is_first:
-        protected = {start.folder.name} | ({progress.best.checkpoint} if progress.best else set())
-        checkpoint.retain(run.run_dir, stage.settings.checkpoint.keep, protected)
+        keep = stage.settings.checkpoint.keep
+        protected = {start.folder.name, saved.folder.name} | checkpoint.bests(run.run_dir, keep)
+        checkpoint.retain(run.run_dir, keep, protected)
     run.tracker.checkpointed(saved.folder.name, progress.step)
     return saved
 

@@ -9,10 +9,12 @@ import logging
 import os
 from pathlib import Path
 
+import torch
+
 from launcher import checkpoint, data, distributed, export, models, orphans, session, tasks
 from launcher.checkpoint import Best, Position, Saved
 from launcher.distributed import Runtime
-from launcher.errors import UserError
+from launcher.errors import EnvironmentProblem, UserError
 from launcher.plan import RunPlan
 from launcher.run import Run
 from launcher.run_dir import RunDir
@@ -59,6 +61,11 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
         raise UserError(
             f"{run_dir.plan} was planned for {plan.cluster.ranks} ranks, and {runtime.ranks} were started; "
             f"start {plan.cluster.ranks}, or choose another --run-dir to plan anew"
+        )
+    if (plan.cluster.gpus_per_node > 0) != (runtime.device.type == "cuda"):
+        raise EnvironmentProblem(
+            f"planned for {plan.cluster}, but torch {torch.__version__} computes on {runtime.device.type} here; "
+            "check the driver and that torch is a CUDA build, or hide the GPUs with CUDA_VISIBLE_DEVICES= and plan anew"
         )
     recipe, recipe_dir = plan.recipe, Path(plan.recipe_dir)
     splits = data.load(recipe.data, recipe.task, recipe_dir)
@@ -142,8 +149,9 @@ def summary(run: Run, metrics: dict[str, float], best: Best | None) -> str:
     name = best.metric if best else next((n for n in ("accuracy", "perplexity", "loss") if n in metrics), None)
     if name is not None:
         parts.append(f"{name} {metrics[name]:.4f}" + (f" of {best.checkpoint}" if best else ""))
-    majority = run.plan.data.majority
-    if name == "accuracy" and majority is not None:
-        parts.append(f"majority class {majority:.4f} ({metrics[name] - majority:+.4f})")
+    majority, accuracy = run.plan.data.majority, metrics.get("accuracy")
+    if accuracy is not None and majority is not None:
+        named = "" if name == "accuracy" else f"accuracy {accuracy:.4f}, "
+        parts.append(f"{named}majority class {majority:.4f} ({accuracy - majority:+.4f})")
     parts.append(f"model: {run.run_dir.model}")
     return "; ".join(parts)
