@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from launcher.order import Indices, order, row_seeds, share, window
+from launcher.order import Indices, num_micro_batches, order, row_seeds, share, window
 from launcher.packing import Batch
 from launcher.plan import StagePlan
 from launcher.rows import Rows
@@ -49,7 +49,7 @@ class Window:
     epoch: int
     """Whole passes over the training split before this one."""
     micro: list[Batch]
-    """As many micro-batches as the plan accumulates."""
+    """As many micro-batches as the plan accumulates; fewer in a short window. The same number on every rank."""
 
 
 class TrainingBatches:
@@ -79,14 +79,28 @@ class TrainingBatches:
 
     def __iter__(self) -> Generator[Window, None, None]:
         accumulation = self._plan.batch.accumulation
-        numbers = range(self._start_step * accumulation, self._plan.steps * accumulation)
+        sizes = [self._micro_batches.num_micro(step) for step in range(self._start_step, self._plan.steps)]
+        numbers = [
+            step * accumulation + micro
+            for step, num_micro in enumerate(sizes, start=self._start_step)
+            for micro in range(num_micro)
+        ]
         batches = prepared(self._micro_batches, numbers, self._num_workers, self._pin, WINDOWS_AHEAD * accumulation)
         try:
-            for step in range(self._start_step, self._plan.steps):
-                micro = [next(batches) for _ in range(accumulation)]
+            for step, num_micro in enumerate(sizes, start=self._start_step):
+                micro = [next(batches) for _ in range(num_micro)]
                 yield Window(step, step // self._micro_batches.steps_per_epoch, micro)
         finally:
             del batches  # ends the thread or the workers now, also when an error keeps this frame alive
+
+
+def smallest_micro_batch(plan: StagePlan, num_rows: int) -> int:
+    """Rows of the smallest micro-batch that a stage over ``num_rows`` meets."""
+    batch, left_over = plan.batch, num_rows % plan.batch.global_size
+    if not left_over or plan.steps < plan.steps_per_epoch:
+        return batch.micro_size
+    chunks = num_micro_batches(left_over, batch.ranks, batch.micro_size) * batch.ranks
+    return min(batch.micro_size, left_over // chunks)
 
 
 def evaluation_batches(
@@ -117,6 +131,13 @@ class _TrainingMicroBatches(Dataset[Batch]):
         self._epoch = -1
         self._order: Indices = np.empty(0, np.int64)
 
+    def num_micro(self, step: int) -> int:
+        """Micro-batches of one optimizer step."""
+        batch = self._plan.batch
+        first = step % self.steps_per_epoch * batch.global_size
+        num_rows = min(batch.global_size, len(self._rows) - first)
+        return num_micro_batches(num_rows, batch.ranks, batch.micro_size)
+
     def __getitem__(self, number: int) -> Batch:
         plan = self._plan
         step, micro = divmod(number, plan.batch.accumulation)
@@ -125,7 +146,7 @@ class _TrainingMicroBatches(Dataset[Batch]):
         if epoch != self._epoch:
             self._epoch, self._order = epoch, order(seed, plan.index, epoch, len(self._rows))
         indices = window(self._order, step_in_epoch, plan.batch.global_size)
-        chosen = share(indices, self._rank, plan.batch.ranks, plan.batch.accumulation)[micro]
+        chosen = share(indices, self._rank, plan.batch.ranks, self.num_micro(step))[micro]
         seeds = row_seeds(seed, plan.index, epoch, [row for row, _ in chosen])
         return _batch(self._rows, self._task, chosen, seeds)
 

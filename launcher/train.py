@@ -19,10 +19,10 @@ import torch
 
 from launcher import checkpoint, optim, schedule, stages
 from launcher.backends import Engine, StepResult
-from launcher.batches import TrainingBatches, Window, evaluation_batches
+from launcher.batches import TrainingBatches, Window, evaluation_batches, smallest_micro_batch
 from launcher.checkpoint import Best, Position, Saved
-from launcher.distributed import seed_step
-from launcher.errors import Interrupted, StoppedEarly, ThawlineError, TrainingFailed
+from launcher.distributed import running_statistics, seed_step
+from launcher.errors import Interrupted, StoppedEarly, ThawlineError, TrainingFailed, UserError
 from launcher.evaluation import evaluate
 from launcher.gradient_witness import GradientWitness
 from launcher.handover import open_stage, write_model, write_optimizer
@@ -84,6 +84,7 @@ def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) 
     )
     witness = GradientWitness(engine.module, progress.had_gradient)
     stages.set_modes(engine.module, stage)
+    require_rows_for_norms(run, stage, engine)
     run.tracker.stage_started(stage, progress.step)
     runtime, num_workers = run.runtime, run.plan.recipe.data.num_workers
     windows = TrainingBatches(
@@ -98,6 +99,21 @@ def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) 
     end = finish_stage(run, stage, engine, start, before, progress)
     engine.close()
     return end
+
+
+def require_rows_for_norms(run: Run, stage: StagePlan, engine: Engine) -> None:
+    """Refuse a stage in which a BatchNorm would have to take statistics of a single row.
+
+    Raises:
+        UserError: it would.
+    """
+    num_rows = len(run.splits.train)
+    if smallest_micro_batch(stage, num_rows) < 2 and any(True for _ in running_statistics(engine.module)):
+        raise UserError(
+            f"stage {stage.name}: BatchNorm trains, and with {num_rows} training rows in batches of "
+            f"{stage.batch.global_size} over {stage.batch.ranks} ranks a micro-batch has less than 2 rows; "
+            "choose another batch.global_size or micro_size, set data.limit, or set batch_norm: frozen"
+        )
 
 
 def train_step(run: Run, stage: StagePlan, engine: Engine, window: Window, progress: Progress) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import time
 import traceback
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from launcher.batches import TrainingBatches, ahead, evaluation_batches
+from launcher.batches import TrainingBatches, ahead, evaluation_batches, smallest_micro_batch
 from launcher.packing import Batch, pad
 from launcher.plan import BatchPlan, StagePlan
 from launcher.recipe import Stage
@@ -81,7 +82,8 @@ def test_every_row_once_an_epoch_and_the_same_windows_on_any_ranks(ranks: int, a
         assert set(rows) == alone[step]
         assert len(rows) == (8 if step % 3 < 2 else 5)
         assert sum(batch.size for window in windows for batch in window.micro) == len(rows)
-        assert all(len(window.micro) == accumulation for window in windows)
+        num_micro = accumulation if len(rows) == 8 else -(-5 // (8 // accumulation))
+        assert all(len(window.micro) == num_micro for window in windows), "a short window has fewer micro-batches"
         assert {(window.step, window.epoch) for window in windows} == {(step, step // 3)}
     for epoch in range(4):
         assert sorted(row for step in range(3 * epoch, 3 * epoch + 3) for row in alone[step]) == list(range(NUM_ROWS))
@@ -148,14 +150,16 @@ def test_an_error_in_preparing_surfaces_with_its_traceback(num_workers: int) -> 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_nothing_outlives_a_consumer_that_stops(num_workers: int) -> None:
-    before = threading.active_count()
+    before = set(multiprocessing.active_children())
     with closing(iter(TrainingBatches(ROWS, Identity(), plan(), 0, 1, num_workers=num_workers))) as batches:
         next(batches)
         if num_workers == 0:
             assert len(batch_threads()) == 1
+        else:
+            assert len(set(multiprocessing.active_children()) - before) == num_workers
     assert not batch_threads()
     del batches
-    assert threading.active_count() == before
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_nothing_outlives_a_consumer_that_raises() -> None:
@@ -217,3 +221,14 @@ def test_pinned_batches_on_a_gpu() -> None:
         for window in TrainingBatches(ROWS, Identity(), plan(), 0, 1, device_pin=True, num_workers=num_workers):
             assert all(batch.labels.is_pinned() for batch in window.micro)
             assert window.micro[0].to(torch.device("cuda")).labels.is_cuda
+
+
+@pytest.mark.parametrize(
+    ("rows", "ranks", "accumulation", "steps", "smallest"),
+    [(21, 1, 2, 12, 2), (17, 1, 2, 12, 1), (17, 1, 2, 2, 4), (24, 1, 2, 12, 4), (21, 4, 1, 12, 1), (9, 8, 1, 12, 0)],
+)
+def test_the_smallest_micro_batch_of_a_stage(
+    rows: int, ranks: int, accumulation: int, steps: int, smallest: int
+) -> None:
+    stage = plan(ranks, accumulation, steps)
+    assert smallest_micro_batch(stage, rows) == smallest

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.order import order, row_seeds, share, window
+from launcher.order import num_micro_batches, order, row_seeds, share, window
 from launcher.sampling import sample
 
 small = st.integers(1, 6)
@@ -31,6 +31,18 @@ def test_every_row_exactly_once_an_epoch(num_rows: int, global_size: int, ranks:
         assert all(len(mine) == accumulation and all(mine) for mine in shares), "every forward pass has a row"
         met += union
     assert sorted(met) == list(range(num_rows))
+
+
+@given(num_rows=st.integers(1, 200), ranks=small, micro_size=small)
+def test_a_short_window_is_cut_into_no_more_micro_batches_than_it_needs(
+    num_rows: int, ranks: int, micro_size: int
+) -> None:
+    count = num_micro_batches(num_rows, ranks, micro_size)
+    chunks = share(np.arange(num_rows), 0, ranks, count)
+    assert max(len(chunk) for chunk in chunks) <= micro_size
+    assert count == 1 or (count - 1) * ranks * micro_size < num_rows
+    if num_rows >= ranks * micro_size:
+        assert min(sum(weight for _, weight in chunk) for chunk in chunks) >= micro_size / 2 - 1
 
 
 @given(num_rows=st.integers(1, 40), ranks=st.sampled_from([1, 2, 4, 8]))
