@@ -1,6 +1,6 @@
 """Why a rank ended, as a small file the launcher reads: ``logs/rank-N.error.json``.
 
-Owns the file's format and the question whether an error is a rank's own or only the echo of another rank's end.
+Owns the file's format and what an exception means: a failure with advice, an echo of another rank's end, or a bug.
 `worker` writes one with `record`; `launch` reads them all and shows the first real one.
 """
 
@@ -11,7 +11,7 @@ import traceback as traceback_module
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from launcher.errors import ThawlineError
+from launcher.errors import EnvironmentProblem, ThawlineError, TrainingFailed
 from launcher.run_dir import RunDir, write_atomic
 
 _ECHOES = (
@@ -22,6 +22,22 @@ _ECHOES = (
 """What torch.distributed, gloo and NCCL say when a peer is gone, in lower case."""
 _ECHO_TYPES = ("DistNetworkError", "DistStoreError", "DistBackendError", "RuntimeError", "TimeoutError")
 _PORT_TAKEN = ("eaddrinuse", "address already in use")
+_HOST_MEMORY = ("defaultcpuallocator", "not enough memory: you tried to allocate")
+"""What torch's allocator for the host says, in lower case, in a plain RuntimeError."""
+_GPU_MEMORY = ("cuda error: out of memory", "cuda out of memory", "cuda failure 2 'out of memory'")
+"""What CUDA and NCCL say when it is not torch's own allocator that finds the GPU full."""
+_LESS_ON_GPU = (
+    "The GPU's memory is full. Set a smaller batch.micro_size (batch.global_size may stay), precision: bf16, "
+    "sharding.strategy: zero2 or zero3 with several ranks, or sharding.offload: cpu"
+)
+_LESS_ON_HOST = (
+    "The machine's memory is full. Set a smaller batch.micro_size (batch.global_size may stay), start fewer ranks, set "
+    "sharding.strategy: zero2 or zero3, precision: bf16, or sharding.offload: none where it is cpu"
+)
+_LOSS_SCALE = "current loss scale already at minimum"
+_OUT_OF_FP16 = (
+    "The gradients overflow fp16 at every loss scale. Set precision: bf16 or fp32, or a lower optimizer.learning_rate"
+)
 
 
 class RankError(BaseModel):
@@ -33,7 +49,7 @@ class RankError(BaseModel):
     """Seconds since 1970, on the rank's host."""
     rank: int
     type: str
-    """Name of the exception's class; ``port`` when the rendezvous port was taken."""
+    """Name of the exception's class; ``OutOfMemory``, ``LossScale``, ``port`` (it was taken) for libraries' errors."""
     message: str
     """For people; complete without the traceback when the error is the user's or the machine's."""
     exit_code: int
@@ -47,26 +63,47 @@ class RankError(BaseModel):
         return self.type == "port"
 
 
-def record(run_dir: RunDir, rank: int, error: BaseException) -> RankError:
-    """Write why this rank ends; returns what was written, whose ``exit_code`` the rank should exit with."""
+def describe(rank: int, error: BaseException) -> RankError:
+    """What an exception means; its ``exit_code`` is what the rank should exit with."""
     text = str(error) or type(error).__name__
+    lower = text.lower()
+    kind, exit_code, is_echo = type(error).__name__, 1, False
     if isinstance(error, ThawlineError):
-        kind, exit_code, is_echo = type(error).__name__, error.exit_code, False
+        exit_code = error.exit_code
+    elif known := _known_failure(error, lower):
+        kind, advice = known
+        text, exit_code = f"{text.rstrip()}\n{advice}.", TrainingFailed.exit_code
+    elif any(words in lower for words in _PORT_TAKEN):
+        kind, exit_code, is_echo = "port", EnvironmentProblem.exit_code, isinstance(error, ConnectionError)
     else:
-        lower = text.lower()
-        is_port = any(words in lower for words in _PORT_TAKEN)
-        kind = "port" if is_port else type(error).__name__
-        exit_code = 3 if is_port else 1
-        is_echo = not is_port and type(error).__name__ in _ECHO_TYPES and any(words in lower for words in _ECHOES)
-        if isinstance(error, ConnectionError):
-            is_echo = True
-    entry = RankError(
+        is_echo = isinstance(error, ConnectionError) or (
+            kind in _ECHO_TYPES and any(words in lower for words in _ECHOES)
+        )
+    return RankError(
         time=time.time(), rank=rank, type=kind, message=text, exit_code=exit_code,
         traceback="".join(traceback_module.format_exception(error)), secondary=is_echo,
     )  # fmt: skip
+
+
+def record(run_dir: RunDir, rank: int, error: BaseException) -> RankError:
+    """Write why this rank ends; returns what was written, whose ``exit_code`` the rank should exit with."""
+    entry = describe(rank, error)
     run_dir.logs.mkdir(parents=True, exist_ok=True)
     write_atomic(run_dir.error(rank), entry.model_dump_json(indent=1))
     return entry
+
+
+def _known_failure(error: BaseException, lower: str) -> tuple[str, str] | None:
+    """(type, advice) of a library's exception that is no bug; by name, since torch may not be imported here."""
+    names = {base.__name__ for base in type(error).__mro__}
+    is_runtime = isinstance(error, RuntimeError)
+    if "OutOfMemoryError" in names or (is_runtime and any(words in lower for words in _GPU_MEMORY)):
+        return "OutOfMemory", _LESS_ON_GPU
+    if isinstance(error, MemoryError) or (is_runtime and any(words in lower for words in _HOST_MEMORY)):
+        return "OutOfMemory", _LESS_ON_HOST
+    if _LOSS_SCALE in lower:  # DeepSpeed raises a bare Exception
+        return "LossScale", _OUT_OF_FP16
+    return None
 
 
 def read_all(run_dir: RunDir) -> list[RankError]:

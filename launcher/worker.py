@@ -46,18 +46,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def leave(run_dir: Path | None, rank: int, error: BaseException) -> int:
     """Write why this rank ends where the launcher looks; without a launcher the first rank tells the user itself."""
-    if run_dir is not None:
-        exit_code = rank_error.record(RunDir(run_dir), rank, error).exit_code
-    else:
-        exit_code = error.exit_code if isinstance(error, ThawlineError) else 1
-    if isinstance(error, ThawlineError):
-        is_told = orphans.LAUNCHER_PID in os.environ
-        logging.getLogger(__name__).error("%s", error)
-        if not is_told and rank == 0:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    else:
+    entry = rank_error.describe(rank, error) if run_dir is None else rank_error.record(RunDir(run_dir), rank, error)
+    is_told = orphans.LAUNCHER_PID in os.environ
+    if entry.exit_code == 1:
         logging.getLogger(__name__).critical("rank %d ends", rank, exc_info=error)
-    return exit_code
+        return 1
+    # Under thawline the log is a file; elsewhere it is the terminal, and the traceback is in the error's file.
+    has_traceback = not isinstance(error, ThawlineError) and (is_told or run_dir is None)
+    logging.getLogger(__name__).error("%s", entry.message, exc_info=error if has_traceback else None)
+    if not is_told and rank == 0:
+        print(f"{entry.type}: {entry.message}", file=sys.stderr)
+    return entry.exit_code
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from launcher import rank_error
 from launcher.errors import Interrupted, StoppedEarly, TrainingFailed, UserError
@@ -119,3 +120,46 @@ def test_kinds_of_errors(tmp_path: Path, raised: Exception, kind: str, exit_code
     assert rank_error.read_all(run) == [written]
     rank_error.clear(run)
     assert rank_error.read_all(run) == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "advice"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            "OutOfMemory",
+            "sharding.offload: cpu",
+        ),
+        (RuntimeError("CUDA error: out of memory"), "OutOfMemory", "batch.micro_size"),
+        (
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+            "OutOfMemory",
+            "zero2",
+        ),
+        (MemoryError(), "OutOfMemory", "precision: bf16"),
+        (
+            Exception("Current loss scale already at minimum - cannot decrease scale anymore. Exiting run."),
+            "LossScale",
+            "precision: bf16 or fp32",
+        ),
+    ],
+)
+def test_failures_that_have_advice(tmp_path: Path, raised: Exception, kind: str, advice: str) -> None:
+    """A library's exception, but no bug: what it said and what to do are shown, its traceback is only in the file."""
+    try:
+        raise raised
+    except Exception as caught:
+        written = rank_error.record(RunDir(tmp_path), 0, caught)
+    assert (written.type, written.exit_code, written.secondary) == (kind, 4, False)
+    assert "Traceback" in written.traceback
+    shown = judge([Ended(0, 4, 1.0)], rank_error.read_all(RunDir(tmp_path)), None, RunDir(tmp_path))
+    assert shown.exit_code == 4
+    assert (str(raised) or "MemoryError") in shown.message
+    assert advice in shown.message
+    assert "Traceback" not in shown.message
+
+
+def test_a_real_allocation_that_fails_is_out_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="allocate memory") as caught:
+        torch.empty(10**15)
+    assert rank_error.describe(0, caught.value).type == "OutOfMemory"
