@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -188,9 +189,17 @@ def prepared(
         num_workers=num_workers,
         pin_memory=pin,
         prefetch_factor=max(2, math.ceil(num_ahead / num_workers)),
+        worker_init_fn=_own_signals,
         generator=torch.Generator(),  # its own, or the loader would draw from the global one
     )
     return iter(loader)
+
+
+def _own_signals(worker: int) -> None:
+    """A worker process ends when told to, unlike the rank it was forked from, which saves first."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _unchanged(batch: Any) -> Any:

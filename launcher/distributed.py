@@ -19,7 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from launcher.cluster import threads_per_rank
 from launcher.errors import EnvironmentProblem
+from launcher.orphans import LAUNCHER_PID
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -116,6 +118,9 @@ def start() -> Runtime:
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
+    elif LAUNCHER_PID not in os.environ:
+        # torchrun gives several ranks one thread each; as many as `thawline run` gives make the same bits.
+        torch.set_num_threads(threads_per_rank(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     os.environ.setdefault("DS_ACCELERATOR", device.type)  # whoever imports DeepSpeed: it would guess, loudly
     # Host collectives (counts, names) go over gloo on GPUs too, so that they never wait for the device.
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"

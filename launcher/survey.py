@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from launcher import data, models, plan
+from launcher import data, models, plan, tasks
 from launcher.cluster import Cluster
 from launcher.data_facts import DataFacts
 from launcher.errors import Problem, RecipeError, UserError
@@ -32,6 +32,8 @@ def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins
     problems: list[Problem] = []
     data_facts = _data_facts(recipe, recipe_dir, problems)
     model_facts = _model_facts(recipe, recipe_dir, data_facts, problems)
+    if model_facts and data_facts:
+        _check_task(recipe, recipe_dir, data_facts.labels, problems)
     resolved: plan.RunPlan | None = None
     try:
         if model_facts and data_facts:
@@ -65,6 +67,15 @@ def _model_facts(
     except UserError as error:
         problems.append(_as_problem(error, "model.source"))
         return None
+
+
+def _check_task(recipe: Recipe, recipe_dir: Path, labels: list[str] | None, problems: list[Problem]) -> None:
+    """Whether the model's processor and its number of positions fit the task, before any rank stumbles over it."""
+    try:
+        config = models.configuration(recipe.model, recipe.task, labels, recipe_dir)
+        tasks.bind(recipe.task, recipe.data, models.processor(recipe.model, recipe.task, recipe_dir), labels, config)
+    except UserError as error:
+        problems.append(_as_problem(error, "model.source"))
 
 
 def _as_problem(error: UserError, otherwise: str) -> Problem:

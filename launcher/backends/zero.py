@@ -95,6 +95,8 @@ def deepspeed_config(stage: StagePlan) -> dict[str, Any]:
     }
     if settings.precision == "bf16":
         config["bf16"] = {"enabled": True}
+        if zero > 1:  # stage 1 with it is another optimizer of DeepSpeed's, which keeps its masters elsewhere
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
     if settings.precision == "fp16":
         config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
     return config
