@@ -15,7 +15,7 @@ import torch
 from running import THAWLINE, kill, metrics, recipe, start, thawline, tiny_bert, weights
 
 STEPS = 8
-KILLS = 3
+KILLS = 2
 
 
 def stages(strategy: str) -> list[dict[str, Any]]:
