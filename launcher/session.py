@@ -1,7 +1,8 @@
 """What a command decides before any rank starts: is this run new, unfinished, finished, or another one's folder.
 
 Owns the writing of ``recipe.yaml`` and ``plan.json``, once, and the lock that lets one process at a time work on a run.
-A run that exists keeps its plan: what was asked now is compared with it, and a difference is an error that says where.
+A run that exists keeps its plan: what was asked now is compared with it, and a difference is an error that says where,
+unless nothing is saved yet that was trained by it: then the run is planned anew.
 Called by `cli`, and by the first rank when the user's own launcher started it. Starts no ranks; that is `launch`.
 """
 
@@ -24,7 +25,7 @@ from launcher.cluster import Cluster
 from launcher.errors import UserError
 from launcher.plan import RunPlan
 from launcher.recipe import Recipe
-from launcher.run_dir import RunDir, write_atomic
+from launcher.run_dir import RunDir, parse_checkpoint, write_atomic
 from launcher.status import new_status, read_status, write_status
 
 log = logging.getLogger(__name__)
@@ -62,17 +63,19 @@ def open_run(
     """
     recipe, origins = recipe_io.load_with_origins(recipe_path, overrides)
     run = RunDir(run_dir or RUNS / recipe.name)
-    if run.plan.is_file():
-        _refuse_difference(run, recipe)
+    if run.plan.is_file() and not _is_replaceable(run, recipe):
         return _reopened(run, ranks, from_environment)
     from launcher import survey  # imports torch, transformers and datasets
 
     plan = survey.prepare(recipe, recipe_path.resolve().parent, _cluster(ranks, from_environment), origins)
     run.create()
     lock(run)
-    if run.plan.is_file():  # another process came first while this one planned
-        _refuse_difference(run, recipe)
-        return _reopened(run, ranks, from_environment)
+    if run.plan.is_file():  # an earlier one, or that of a process that came first while this one planned
+        if not _is_replaceable(run, recipe):
+            return _reopened(run, ranks, from_environment)
+        log.warning("%s held another recipe's plan and no checkpoint: it is planned anew", run.path)
+        for file in (run.plan, run.status, run.metrics, run.wandb_id):
+            file.unlink(missing_ok=True)
     write_atomic(run.recipe, recipe_io.to_yaml(recipe_io.raw(recipe_path, overrides)))
     write_atomic(run.plan, plan.model_dump_json(indent=1))
     _announce(run, plan, from_environment)
@@ -150,15 +153,35 @@ def differences(before: Recipe, after: Recipe) -> list[str]:
     return [f"{path}: {was!r} in the run, {now!r} in the recipe" for path, (was, now) in found.items()]
 
 
-def _refuse_difference(run: RunDir, recipe: Recipe) -> None:
+def _is_replaceable(run: RunDir, recipe: Recipe) -> bool:
+    """Whether the run's plan may give way to that of ``recipe``: it is another one's, and nothing was saved under it.
+
+    The run is this process's from then on: no other one plans or trains in it meanwhile.
+
+    Raises: UserError when it is another recipe's and has a checkpoint or is finished, or another process is at it.
+    """
     found = differences(_read_plan(run).recipe, recipe)
-    if found:
-        lines = "\n".join(f"  {line}" for line in found)
-        raise UserError(
-            f"{run.path} holds a run of another recipe:\n{lines}\n"
-            f"Choose another --run-dir, or delete {run.path} to start anew; "
-            f"`thawline resume {run.path}` goes on with it as it was."
-        )
+    if not found:
+        return False
+    if not _has_saved(run):
+        lock(run)
+        found = differences(_read_plan(run).recipe, recipe)  # who held the lock may have written until it was ours
+        if not found or not _has_saved(run):
+            return bool(found)
+    lines = "\n".join(f"  {line}" for line in found)
+    raise UserError(
+        f"{run.path} holds a run of another recipe:\n{lines}\n"
+        f"Choose another --run-dir, or delete {run.path} to start anew; "
+        f"`thawline resume {run.path}` goes on with it as it was."
+    )
+
+
+def _has_saved(run: RunDir) -> bool:
+    """Whether there is a committed checkpoint, or the run is finished."""
+    folders = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
+    if any(parse_checkpoint(folder.name) for folder in folders) or run.model.exists():
+        return True
+    return run.status.is_file() and read_status(run).state == "finished"
 
 
 def _reopened(run: RunDir, ranks: int | None, from_environment: bool) -> Session:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,6 +69,28 @@ def finish(path: Path) -> None:
     write_status(run, read_status(run).model_copy(update={"state": "finished"}))
 
 
+def checkpointed(path: Path) -> None:
+    """What the first checkpoint leaves, as far as its name goes."""
+    RunDir(path).checkpoint(0, "head", 0).mkdir()
+
+
+@contextmanager
+def another_process_at_work() -> Iterator[int]:
+    """Its process id; it holds the lock of runs/tiny meanwhile."""
+    program = (
+        "import sys; from pathlib import Path; from launcher import session; from launcher.run_dir import RunDir\n"
+        "session.lock(RunDir('runs/tiny')); print('locked', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        yield other.pid
+    finally:
+        other.kill()
+        other.communicate()
+
+
 def test_new_run(workplace: list[Cluster]) -> None:
     opened = open_run("stages.full.epochs=3")
     run = RunDir(opened.path)
@@ -110,7 +133,7 @@ def test_finished_run_says_so() -> None:
 
 
 def test_another_recipe_is_refused_with_the_difference() -> None:
-    open_run()
+    checkpointed(open_run().path)
     with pytest.raises(UserError) as refused:
         open_run("batch.global_size=4", "stages.full.epochs=3", "stages.head.optimizer.learning_rate=1e-4")
     assert str(refused.value).splitlines() == [
@@ -121,6 +144,32 @@ def test_another_recipe_is_refused_with_the_difference() -> None:
         "Choose another --run-dir, or delete runs/tiny to start anew; "
         "`thawline resume runs/tiny` goes on with it as it was.",
     ]
+
+
+def test_another_recipe_takes_the_folder_of_a_run_that_saved_nothing(
+    workplace: list[Cluster], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A first try that failed before its first checkpoint: the corrected one is planned, on the ranks asked for now."""
+    run = RunDir(open_run(ranks=2).path)
+    run.wandb_id.write_text("other1")
+    (run.checkpoints / ".writing-00-head-step-00000000").mkdir()
+    opened = open_run("stages.full.epochs=3")
+    assert (opened.standing, opened.plan.cluster.ranks, len(workplace)) == ("new", 1, 2)
+    assert RunPlan.model_validate_json(run.plan.read_text()).recipe.stages[1].epochs == 3
+    assert "epochs: 3" in run.recipe.read_text()
+    assert not run.wandb_id.exists()
+    assert "runs/tiny held another recipe's plan and no checkpoint: it is planned anew" in caplog.text
+    assert open_run("stages.full.epochs=3").standing == "unfinished"
+
+
+def test_a_run_at_work_keeps_its_plan() -> None:
+    """It may be about to write its first checkpoint."""
+    run = RunDir(open_run().path)
+    before = run.plan.read_bytes()
+    let_go()
+    with another_process_at_work() as pid, pytest.raises(UserError, match=f"being worked on by process {pid}"):
+        open_run("stages.full.epochs=3")
+    assert run.plan.read_bytes() == before
 
 
 def test_a_finished_run_of_another_recipe_is_refused_too() -> None:
@@ -179,17 +228,11 @@ def test_one_process_at_a_time() -> None:
     """A second thawline on the same run is refused while the first lives, and let in when it is gone."""
     run = RunDir(open_run().path)
     let_go()
-    program = (
-        "import sys; from pathlib import Path; from launcher import session; from launcher.run_dir import RunDir\n"
-        "session.lock(RunDir('runs/tiny')); print('locked', flush=True); sys.stdin.read()"
-    )
-    other = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert other.stdout is not None
-    assert other.stdout.readline() == "locked\n"
-    with pytest.raises(UserError, match=f"runs/tiny is being worked on by process {other.pid}"):
+    with (
+        another_process_at_work() as pid,
+        pytest.raises(UserError, match=f"runs/tiny is being worked on by process {pid}"),
+    ):
         session.reopen_run(run.path)
-    other.kill()
-    other.communicate()
     assert session.reopen_run(run.path).standing == "unfinished"
 
 
