@@ -56,13 +56,16 @@ def build(stage: StagePlan, module: nn.Module, carried: Mapping[str, int]) -> to
                     "carried_steps": steps,
                 }
             )
-    return _construct(stage.settings.optimizer, groups)
+    # What is offloaded is stepped where it lies, on the host.
+    is_on_gpu = torch.cuda.is_available() and stage.settings.sharding.offload != "cpu"
+    return _construct(stage.settings.optimizer, groups, "cuda" if is_on_gpu else "cpu")
 
 
-def _construct(spec: AdamW | Adam | SGD, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _construct(
+    spec: AdamW | Adam | SGD, groups: list[dict[str, Any]], compiled: Literal["cpu", "cuda"]
+) -> torch.optim.Optimizer:
     match spec:
         case AdamW():
-            compiled: Backend = "cuda" if torch.cuda.is_available() else "cpu"
             backends: dict[str, Backend] = {"auto": "auto", "fused": compiled, "torch": "torch"}
             return FusedAdamW(
                 groups,
