@@ -46,7 +46,7 @@ lint: install
 	lint-imports
 
 test: install
-	pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term:skip-covered
+	pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered
 
 quickstart: install
 	thawline run recipes/quickstart.yaml

@@ -65,7 +65,7 @@ def tiny_bert(folder: Path) -> Path:
     return folder
 
 
-def thawline(*arguments: str | Path, check: bool = True, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+def thawline(*arguments: str | Path, check: bool = True, timeout_s: float = 480) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     done = subprocess.run(
         [*THAWLINE, *map(str, arguments)], capture_output=True, text=True, timeout=timeout_s, check=False, cwd=ROOT

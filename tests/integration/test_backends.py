@@ -20,7 +20,7 @@ TRAINED = {"body.weight", "body.bias", "head.weight", "unused.weight"}
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("engines")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=480, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     loaded: dict[str, Any] = json.loads((folder / "report.json").read_text())
     return loaded

@@ -138,7 +138,7 @@ def test_other_launchers_give_the_same_bits(straight: dict[str, Path], tmp_path:
     file = straight["zero2"].parent / "recipe.yaml"
     overrides = ["--set", "data.limit=60", "--set", "data.split.validation=0.1"]
     command = [sys.executable, *LAUNCHERS[name], str(file), "--run-dir", str(tmp_path / "run"), *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=480, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
     expected = weights(straight["zero2"])
     assert all(torch.equal(value, expected[key]) for key, value in weights(tmp_path / "run").items())
