@@ -117,6 +117,11 @@ def read_all(run_dir: RunDir) -> list[RankError]:
     return sorted(found, key=lambda entry: entry.time)
 
 
+def clear_own(run_dir: RunDir, rank: int) -> None:
+    """Forget the rank's error of an earlier launch."""
+    run_dir.error(rank).unlink(missing_ok=True)
+
+
 def clear(run_dir: RunDir) -> None:
     """Forget the errors of an earlier launch."""
     for file in run_dir.logs.glob("rank-*.error.json"):

@@ -32,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     run_dir = arguments.run_dir
     try:
+        if run_dir is not None and orphans.LAUNCHER_PID not in os.environ:  # thawline's launcher has cleared them all
+            rank_error.clear_own(RunDir(run_dir), rank)
         from launcher import walk
 
         runtime = walk.join()
@@ -45,14 +47,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def leave(run_dir: Path | None, rank: int, error: BaseException) -> int:
-    """Write why this rank ends where the launcher looks; without a launcher the first rank tells the user itself."""
-    entry = rank_error.describe(rank, error) if run_dir is None else rank_error.record(RunDir(run_dir), rank, error)
+    """Write why this rank ends where the launcher looks; without a launcher the first rank tells the user itself.
+
+    A run directory that is not there is not made: it was refused before anything began.
+    """
+    is_written = run_dir is not None and run_dir.is_dir()
+    if run_dir is not None and is_written:
+        entry = rank_error.record(RunDir(run_dir), rank, error)
+    else:
+        entry = rank_error.describe(rank, error)
     is_told = orphans.LAUNCHER_PID in os.environ
     if entry.exit_code == 1:
         logging.getLogger(__name__).critical("rank %d ends", rank, exc_info=error)
         return 1
     # Under thawline the log is a file; elsewhere it is the terminal, and the traceback is in the error's file.
-    has_traceback = not isinstance(error, ThawlineError) and (is_told or run_dir is None)
+    has_traceback = not isinstance(error, ThawlineError) and (is_told or not is_written)
     logging.getLogger(__name__).error("%s", entry.message, exc_info=error if has_traceback else None)
     if not is_told and rank == 0:
         print(f"{entry.type}: {entry.message}", file=sys.stderr)
