@@ -222,13 +222,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path)
     options = parser.parse_args()
+    if options.png and importlib.util.find_spec("matplotlib") is None:  # said before the races, which take minutes
+        sys.exit(
+            f"--png {options.png}: matplotlib is not installed; pip install 'thawline[bench]' "
+            "(pip install -e '.[bench]' in a checkout), or leave --png out"
+        )
     results = run(options.sets, tuple(options.races), options.repeats, options.device)
     print(table(results))
     if options.json:
         report = {"machine": machine(options.device), "results": [asdict(result) for result in results]}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
-    if options.png and importlib.util.find_spec("matplotlib") is None:
-        sys.exit(f"{options.png} is not drawn: it needs matplotlib; pip install matplotlib, or leave --png")
     if options.png:
         draw(results, options.png)
 
