@@ -33,6 +33,7 @@ MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 TEMPORARY = ".writing-"
 DAMAGED = ".damaged-"
+OLD = "old-"
 
 
 class Best(BaseModel):
@@ -175,9 +176,18 @@ def retain(run_dir: RunDir, keep: int, protected: set[str]) -> None:
 
 
 def clear_unfinished(run_dir: RunDir) -> None:
-    """Delete what an interrupted `write` or `retain` left; called by the first rank alone."""
-    for folder in run_dir.checkpoints.glob(TEMPORARY + "*"):
-        shutil.rmtree(folder)
+    """Delete what an interrupted `write` or `retain` left, and what was found damaged in an earlier start.
+
+    A folder that a replacement had moved out of the way comes back if its successor was not named yet. Called by the
+    first rank alone, before `newest`.
+    """
+    for folder in run_dir.checkpoints.glob(TEMPORARY + OLD + "*"):
+        name = run_dir.checkpoints / folder.name.removeprefix(TEMPORARY + OLD)
+        if not name.exists():
+            folder.rename(name)
+    for leftover in (TEMPORARY, DAMAGED):
+        for folder in run_dir.checkpoints.glob(leftover + "*"):
+            shutil.rmtree(folder)
 
 
 def bests(run_dir: RunDir, keep: int) -> set[str]:
@@ -220,7 +230,7 @@ def _replace(temporary: Path, final: Path) -> None:
     for folder in [temporary, *(path for path in temporary.rglob("*") if path.is_dir())]:
         sync_folder(folder)
     if final.exists():
-        doomed = final.with_name(TEMPORARY + "old-" + final.name)
+        doomed = final.with_name(TEMPORARY + OLD + final.name)
         shutil.rmtree(doomed, ignore_errors=True)
         final.rename(doomed)
         temporary.rename(final)

@@ -48,8 +48,9 @@ def label_ids(tables: dict[str, Table], column: str, given: list[str] | None) ->
         for code, value in enumerate(values):
             if value not in ids:
                 rows = tables[split].named(np.flatnonzero(codes == code))
+                key = "data.columns.label" if given is None else "task.labels"
                 raise DataError(
-                    f"label {value!r} in split {split}, column {column!r}, is not among {wanted}: "
+                    f"{key}: label {value!r} in split {split}, column {column!r}, is not among {wanted}: "
                     f"{_list(names)}; {_near(value, names)}found in {rows}"
                 )
         encoded[split] = np.array([ids[value] for value in values], np.int64)[codes]

@@ -35,17 +35,32 @@ def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins
     if model_facts and data_facts:
         _check_task(recipe, recipe_dir, data_facts.labels, problems)
     resolved: plan.RunPlan | None = None
-    try:
-        if model_facts and data_facts:
+    if model_facts and data_facts:
+        try:
             resolved = plan.resolve(recipe, str(recipe_dir), cluster, model_facts, data_facts)
-        elif model_facts:
-            for stage in recipe.stages:
-                groups(stage, model_facts)
-    except RecipeError as error:
-        problems += error.problems
+        except RecipeError as error:
+            problems += error.problems
+    else:
+        problems += _stage_problems(recipe, cluster, model_facts)
     if problems or resolved is None:
         raise RecipeError(unique([_with_line(problem, origins) for problem in problems]))
     return resolved
+
+
+def _stage_problems(recipe: Recipe, cluster: Cluster, model_facts: ModelFacts | None) -> list[Problem]:
+    """What can be said of the stages' batches and patterns while the data or the model is wrong itself."""
+    problems: list[Problem] = []
+    for stage in recipe.stages:
+        try:
+            plan.resolve_batch(stage, cluster.ranks)
+        except RecipeError as error:
+            problems += error.problems
+        try:
+            if model_facts:
+                groups(stage, model_facts)
+        except RecipeError as error:
+            problems += error.problems
+    return problems
 
 
 def _data_facts(recipe: Recipe, recipe_dir: Path, problems: list[Problem]) -> DataFacts | None:
