@@ -9,12 +9,14 @@ Trainer reads them in turn, so that both pad the same batches. Tokenisation is d
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -61,6 +63,8 @@ def arguments(stage: StagePlan, folder: Path) -> TrainingArguments:
         seed=settings.seed,
         train_sampling_strategy="sequential",
         dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),  # unasked, it would run every rank on its own, without DDP
+        ddp_backend=None if torch.cuda.is_available() else "gloo",
         logging_steps=1,
         save_strategy="no",
         disable_tqdm=True,
@@ -92,6 +96,9 @@ def main(plan_path: Path, result: Path, warm_up_steps: int) -> None:
         callbacks=[clock],
     )
     trainer.train()
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if isinstance(trainer.model_wrapped, DistributedDataParallel) != (ranks > 1):
+        raise RuntimeError(f"the Trainer wrapped the model as {type(trainer.model_wrapped).__name__} on {ranks} ranks")
     if trainer.is_world_process_zero():
         seconds = clock.ended[stage.steps] - clock.ended[warm_up_steps]
         rate = (stage.steps - warm_up_steps) * stage.batch.global_size / seconds
