@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from launcher import orphans, rank_error
+from launcher import host_memory, orphans, rank_error
 from launcher.errors import ThawlineError
 from launcher.run_dir import RunDir
 from launcher.stop import StopRequest
@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train as one rank; return the exit code."""
     arguments = parse(argv)
     orphans.die_with_parent()
+    host_memory.keep_freed_blocks()
     stop = StopRequest()
     stop.listen()
     faulthandler.enable()
