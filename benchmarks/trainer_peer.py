@@ -30,6 +30,8 @@ from launcher import data, transformers_models
 from launcher.order import order
 from launcher.plan import RunPlan, StagePlan
 
+RANKS = int(os.environ.get("WORLD_SIZE", "1"))
+
 
 class StepClock(TrainerCallback):
     """Notes when each optimizer step ended."""
@@ -64,7 +66,7 @@ def arguments(stage: StagePlan, folder: Path) -> TrainingArguments:
         train_sampling_strategy="sequential",
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),  # unasked, it would run every rank on its own, without DDP
-        ddp_backend=None if torch.cuda.is_available() else "gloo",
+        ddp_backend="gloo" if RANKS > 1 and not torch.cuda.is_available() else None,
         logging_steps=1,
         save_strategy="no",
         disable_tqdm=True,
@@ -96,9 +98,8 @@ def main(plan_path: Path, result: Path, warm_up_steps: int) -> None:
         callbacks=[clock],
     )
     trainer.train()
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if isinstance(trainer.model_wrapped, DistributedDataParallel) != (ranks > 1):
-        raise RuntimeError(f"the Trainer wrapped the model as {type(trainer.model_wrapped).__name__} on {ranks} ranks")
+    if isinstance(trainer.model_wrapped, DistributedDataParallel) != (RANKS > 1):
+        raise RuntimeError(f"the Trainer wrapped the model as {type(trainer.model_wrapped).__name__} on {RANKS} ranks")
     if trainer.is_world_process_zero():
         seconds = clock.ended[stage.steps] - clock.ended[warm_up_steps]
         rate = (stage.steps - warm_up_steps) * stage.batch.global_size / seconds

@@ -1,8 +1,8 @@
 """How this process asks the system for memory: big, kept, in huge pages.
 
-A training step frees and takes the same large blocks again and again. As glibc and torch come, each of them goes back to
-the kernel and returns as thousands of zeroed 4 KiB pages: on CPU ranks a tenth of a step. Must be called before torch
-allocates anything. Changes where tensors lie, never what is in them.
+A training step frees and takes the same large blocks again and again. As glibc and torch come, each of them goes back
+to the kernel and returns as thousands of zeroed pages of 4 KiB (docs/performance.md has what that costs). Must be
+called before torch allocates anything. Changes where tensors lie, never what is in them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns the writing of ``recipe.yaml`` and ``plan.json``, once, and the lock that lets one process at a time work on a run.
 A run that exists keeps its plan: what was asked now is compared with it, and a difference is an error that says where,
-unless nothing is saved yet that was trained by it: then the run is planned anew.
+unless nothing that it trained is saved yet: then the run is planned anew.
 Called by `cli`, and by the first rank when the user's own launcher started it. Starts no ranks; that is `launch`.
 """
 
@@ -73,9 +73,11 @@ def open_run(
     if run.plan.is_file():  # an earlier one, or that of a process that came first while this one planned
         if not _is_replaceable(run, recipe):
             return _reopened(run, ranks, from_environment)
-        log.warning("%s held another recipe's plan and no checkpoint: it is planned anew", run.path)
-        for file in (run.plan, run.status, run.metrics, run.wandb_id):
+        log.warning("%s held another recipe's plan and nothing trained by it: it is planned anew", run.path)
+        for file in (run.plan, run.status, run.metrics, run.wandb_id, run.latest):
             file.unlink(missing_ok=True)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # the other recipe's model, untrained
+        run.create()
     write_atomic(run.recipe, recipe_io.to_yaml(recipe_io.raw(recipe_path, overrides)))
     write_atomic(run.plan, plan.model_dump_json(indent=1))
     _announce(run, plan, from_environment)
@@ -177,9 +179,10 @@ def _is_replaceable(run: RunDir, recipe: Recipe) -> bool:
 
 
 def _has_saved(run: RunDir) -> bool:
-    """Whether there is a committed checkpoint, or the run is finished."""
+    """Whether there is a committed checkpoint of a trained step, or the run is finished."""
     folders = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
-    if any(parse_checkpoint(folder.name) for folder in folders) or run.model.exists():
+    names = [name for folder in folders if (name := parse_checkpoint(folder.name))]
+    if any((name.stage_index, name.step) != (0, 0) for name in names) or run.model.exists():
         return True
     return run.status.is_file() and read_status(run).state == "finished"
 

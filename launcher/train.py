@@ -78,7 +78,7 @@ def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) 
         engine.load(resume.engine)
     progress = Progress(
         step=resume.position.step if resume else 0,
-        best=position.best,
+        best=position.best if stage.settings.evaluate.best else None,  # without one, the last weights are exported
         metrics=position.metrics,
         had_gradient=set(resume.position.had_gradient) if resume else set(),
     )

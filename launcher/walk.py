@@ -136,11 +136,20 @@ def train_stages(run: Run, saved: Saved) -> Saved:
 
 def finish(run: Run, last: Saved, processor: object) -> None:
     """Export the best (or last) model and say how it compares."""
-    best = last.position.best
+    source, best = chosen(run.run_dir, last)
+    if last.position.best and not best:
+        run.tracker.say(f"the best checkpoint, {last.position.best.checkpoint}, is damaged: the last is exported")
     metrics = best.metrics if best else last.position.metrics
-    source = run.run_dir.checkpoints / best.checkpoint if best else last.folder
     export.export(run.plan, source / "model", run.run_dir.model, processor, metrics, best)
     run.tracker.finished("finished", summary(run, metrics, best), metrics)
+
+
+def chosen(run_dir: RunDir, last: Saved) -> tuple[Path, Best | None]:
+    """The checkpoint to export and the evaluation that chose it: the best one if it still verifies, else the last."""
+    best = last.position.best
+    if best is None or checkpoint.verify(run_dir.checkpoints / best.checkpoint):
+        return last.folder, None
+    return run_dir.checkpoints / best.checkpoint, best
 
 
 def summary(run: Run, metrics: dict[str, float], best: Best | None) -> str:

@@ -28,6 +28,7 @@ from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from launcher.backends.engine import Engine, Parts, StepResult, forget_accelerate
+from launcher.errors import UserError
 from launcher.plan import StagePlan
 
 TAG = "engine"
@@ -60,6 +61,7 @@ def _build(parts: Parts, config: dict[str, Any], handlers: list[InitProcessGroup
     # device. While training it must know: some models keep their ranks in step under ZeRO-3 only if they do.
     unset_hf_deepspeed_config()
     module = parts.load_module(sharding)
+    refuse_mixed_norms(module, stage, runtime.device)
     set_hf_deepspeed_config(plugin.dschf)
     engine, _ = accelerator.prepare(module, parts.make_optimizer(module))
     is_zero = isinstance(engine, deepspeed.DeepSpeedEngine)
@@ -69,6 +71,20 @@ def _build(parts: Parts, config: dict[str, Any], handlers: list[InitProcessGroup
     if stage.settings.precision != "fp32":
         built.restore_masters(parts)
     return built
+
+
+def refuse_mixed_norms(module: nn.Module, stage: StagePlan, device: torch.device) -> None:
+    """DeepSpeed casts BatchNorm's weights and not its statistics, which torch's CPU kernel does not take together.
+
+    Raises:
+        UserError: the module has a BatchNorm, and the stage is of low precision on the CPU.
+    """
+    is_mixed = stage.settings.precision != "fp32" and device.type == "cpu"
+    if is_mixed and any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()):
+        raise UserError(
+            f"stages.{stage.name}.precision: {stage.settings.precision}: under {stage.settings.sharding.strategy} "
+            "on the CPU torch cannot train a model with BatchNorm in it; take fp32, or sharding.strategy: ddp"
+        )
 
 
 def deepspeed_config(stage: StagePlan) -> dict[str, Any]:

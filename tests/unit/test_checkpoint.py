@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher import checkpoint
+from launcher import checkpoint, walk
 from launcher.checkpoint import Best, Position, Saved
 from launcher.distributed import Runtime
 from launcher.run_dir import RunDir
@@ -292,3 +292,12 @@ def test_killed_inside_retain_the_half_deleted_one_is_no_checkpoint(
     assert checkpoint.newest(run_dir) == saved[1]
     checkpoint.clear_unfinished(run_dir)
     assert names(run_dir) == [saved[1].folder.name]
+
+
+def test_the_best_checkpoint_is_exported_while_it_verifies(run_dir: RunDir) -> None:
+    best = Best(metric="loss", value=0.5, checkpoint="00-a-step-00000001", metrics={"loss": 0.5})
+    first, last = written(run_dir, position(1, best=best), position(2, is_stage_end=True, best=best))
+    assert walk.chosen(run_dir, last) == (first.folder, best)
+    spoil(first, MODEL)
+    assert walk.chosen(run_dir, last) == (last.folder, None)
+    assert walk.chosen(run_dir, Saved(last.folder, position(2))) == (last.folder, None)

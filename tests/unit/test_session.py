@@ -70,8 +70,8 @@ def finish(path: Path) -> None:
 
 
 def checkpointed(path: Path) -> None:
-    """What the first checkpoint leaves, as far as its name goes."""
-    RunDir(path).checkpoint(0, "head", 0).mkdir()
+    """What a checkpoint of the first trained step leaves, as far as its name goes."""
+    RunDir(path).checkpoint(0, "head", 1).mkdir()
 
 
 @contextmanager
@@ -149,16 +149,20 @@ def test_another_recipe_is_refused_with_the_difference() -> None:
 def test_another_recipe_takes_the_folder_of_a_run_that_saved_nothing(
     workplace: list[Cluster], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A first try that failed before its first checkpoint: the corrected one is planned, on the ranks asked for now."""
+    """A first try that failed in its first step: the corrected one is planned, on the ranks asked for now."""
     run = RunDir(open_run(ranks=2).path)
     run.wandb_id.write_text("other1")
     (run.checkpoints / ".writing-00-head-step-00000000").mkdir()
+    (run.checkpoints / "00-head-step-00000000").mkdir()  # the model before any training, and the first step failed
+    run.latest.write_text("00-head-step-00000000\n")
     opened = open_run("stages.full.epochs=3")
     assert (opened.standing, opened.plan.cluster.ranks, len(workplace)) == ("new", 1, 2)
     assert RunPlan.model_validate_json(run.plan.read_text()).recipe.stages[1].epochs == 3
     assert "epochs: 3" in run.recipe.read_text()
     assert not run.wandb_id.exists()
-    assert "runs/tiny held another recipe's plan and no checkpoint: it is planned anew" in caplog.text
+    assert not run.latest.exists()
+    assert list(run.checkpoints.iterdir()) == []
+    assert "runs/tiny held another recipe's plan and nothing trained by it: it is planned anew" in caplog.text
     assert open_run("stages.full.epochs=3").standing == "unfinished"
 
 
