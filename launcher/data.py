@@ -59,6 +59,7 @@ class Splits:
             labels=self.labels,
             majority=self._majority(),
             columns=self.train.columns,
+            digests=[split.digest() for split in (self.train, self.validation, self.test) if split is not None],
         )
 
     def _majority(self) -> float | None:

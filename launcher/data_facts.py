@@ -24,3 +24,14 @@ class DataFacts(BaseModel):
     """Share of the most common label in the validation split, 0 to 1; None without labels or validation split."""
     columns: list[str]
     """Columns of a row, by the task's names; ``id`` among them."""
+    digests: list[str] = []
+    """`Rows.digest` of the splits there are, in the order train, validation, test: a run goes on with the same rows."""
+
+    def differences(self, planned: DataFacts) -> list[str]:
+        """What is otherwise than ``planned``, in words; empty when nothing is."""
+        found = [
+            f"{name}: {now!r} instead of {was!r}"
+            for name in type(self).model_fields
+            if name != "digests" and (now := getattr(self, name)) != (was := getattr(planned, name))
+        ]
+        return found or (["rows hold other values, or lie in another order"] if self != planned else [])

@@ -69,9 +69,9 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
         )
     recipe, recipe_dir = plan.recipe, Path(plan.recipe_dir)
     splits = data.load(recipe.data, recipe.task, recipe_dir)
-    if splits.facts() != plan.data:
+    if found := splits.facts().differences(plan.data):
         raise UserError(
-            f"the data is not what was planned: {splits.facts()} instead of {plan.data}; "
+            f"the data is not what was planned: {'; '.join(found)}; "
             "restore it, or choose another --run-dir to plan anew"
         )
     processor = models.processor(recipe.model, recipe.task, recipe_dir)

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from launcher.data import Splits, load
 from launcher.recipe import CausalLM, Data, ImageClassification, Task, TextClassification
+from launcher.rows import Rows
 
 TEXTS = TextClassification(kind="text-classification")
 IMAGES = ImageClassification(kind="image-classification")
@@ -283,3 +284,24 @@ def test_a_dataset_of_the_hub(tmp_path: Path) -> None:
     assert [len(part or ()) for part in (splits.train, splits.validation, splits.test)] == [4, 4, 0]
     assert [row["label"] for row in splits.train] == [1, 0, 1, 0]
     assert splits.train[0]["image"]["bytes"].startswith(b"\x89PNG")
+
+
+def test_the_digest_is_that_of_the_values_in_their_order() -> None:
+    table = pa.table({"text": ["a", "bc", "", "d"], "label": pa.array([0, 1, 1, 0]), "id": list("0123")})
+    digest = Rows(table).digest()
+    assert Rows(pa.concat_tables([table.slice(0, 1), table.slice(1)])).digest() == digest, "chunks do not count"
+    assert Rows(pa.concat_tables([table, table]).slice(4)).digest() == digest, "nor does where they lie"
+    for other in ({"text": ["ab", "c", "", "d"]}, {"label": pa.array([0, 1, 0, 1])}, {"text": ["bc", "a", "", "d"]}):
+        changed = pa.table({name: other.get(name, table[name]) for name in table.column_names})
+        assert Rows(changed).digest() != digest
+
+
+def test_images_count_by_their_bytes_or_else_by_what_the_rows_are_called() -> None:
+    def digest(images: list[Any], ids: str) -> str:
+        return Rows(pa.table({"image": images, "id": list(ids)})).digest()
+
+    inside = [{"bytes": b"\xff\xfe", "path": None}, {"bytes": b"", "path": None}]
+    assert digest(inside, "01") == digest(list(inside), "01")
+    assert digest(inside, "01") != digest(inside[::-1], "01")
+    assert digest(["here/a.png", "here/b.png"], "01") == digest(["there/a.png", "there/b.png"], "01")
+    assert digest(["here/a.png", "here/b.png"], "01") != digest(["here/a.png", "here/b.png"], "02")
