@@ -132,6 +132,8 @@ def in_words(slot: Slot) -> str:
 
 
 def _one_in_words(slot: Slot) -> str:
+    if slot.title:
+        return slot.title
     if slot.annotation in _SIMPLE:
         such_as = f" such as {joined([str(one) for one in slot.examples])}" if slot.examples else ""
         return _SIMPLE[slot.annotation] + such_as + _bounds(slot.metadata)

@@ -25,6 +25,10 @@ from launcher.orphans import LAUNCHER_PID
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+EXPECTED_RANKS = "THAWLINE_EXPECTED_RANKS"
+"""Environment variable: the world size that a SLURM job asked for."""
+EXPECTED_GPUS = "THAWLINE_EXPECTED_GPUS"
+"""Environment variable: GPUs of each node that a SLURM job asked for; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,27 @@ def start() -> Runtime:
             f"rank {rank} of {ranks} could not join the others at {where}: {error}; "
             "check that the address is reachable from every node and that the port is free"
         ) from error
+    _check_expected(dist.get_world_size(), on_gpu)
     return Runtime(rank=rank, ranks=ranks, local_rank=local_rank, device=device)
+
+
+def _check_expected(ranks: int, on_gpu: bool) -> None:
+    """Refuse a world that is not the one the job asked for: a launcher may split it into several, each without error.
+
+    Raises:
+        EnvironmentProblem: it is another, or GPUs were asked for and torch sees none.
+    """
+    expected = os.environ.get(EXPECTED_RANKS)
+    if expected is not None and int(expected) != ranks:
+        raise EnvironmentProblem(
+            f"{ranks} ranks met on {socket.gethostname()}, and the job asked for {expected}: its launchers did not find "
+            "one another; check slurm.launcher and that MASTER_ADDR is one address to all nodes"
+        )
+    if int(os.environ.get(EXPECTED_GPUS, "0")) and not on_gpu:
+        raise EnvironmentProblem(
+            f"the job asked for {os.environ[EXPECTED_GPUS]} GPUs on each node, and torch {torch.__version__} sees none "
+            f"on {socket.gethostname()}; check its driver, and that torch is a CUDA build"
+        )
 
 
 def seed_step(seed: int, stage_index: int, step: int, rank: int) -> None:

@@ -11,6 +11,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from launcher.slurm_options import Slurm
+
 TASKS_NOT_BUILT_YET = (
     "token-classification", "question-answering", "sft", "seq2seq", "masked-lm", "object-detection",
     "semantic-segmentation", "audio-classification", "speech-recognition", "autoencoder",
@@ -377,3 +379,4 @@ class Recipe(StageSettings):
     stages: list[Stage] = Field(min_length=1)
     """In the order they run."""
     tracking: Tracking = Tracking()
+    slurm: Slurm = Slurm()

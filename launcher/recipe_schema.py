@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import launcher.recipe as types
+from launcher import slurm_options
 from launcher.recipe import Recipe
 from launcher.recipe_merge import DISCRIMINATORS
 
@@ -42,7 +43,8 @@ def schema() -> dict[str, Any]:
 def _docstrings() -> dict[str, dict[str, str]]:
     """Class -> field -> the docstring that stands under it."""
     found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(types)).body:
+    nodes = [node for module in (types, slurm_options) for node in ast.parse(inspect.getsource(module)).body]
+    for node in nodes:
         if not isinstance(node, ast.ClassDef):
             continue
         for field, below in zip(node.body, node.body[1:], strict=False):

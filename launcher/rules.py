@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
+from launcher import slurm_options
 from launcher.errors import Problem
 from launcher.recipe import CausalLM, HubData, ImageClassification, ImageFolderData, Recipe, Stage, TableData
 
@@ -206,6 +207,10 @@ def evaluate_micro_size_is_read(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"{where}.evaluate.micro_size", f"{size} is never used: evaluate.every is never; take it out")
 
 
+def slurm_options_agree(recipe: Recipe) -> Iterator[Problem]:
+    yield from (Problem(f"slurm.{key}", message) for key, message in slurm_options.conflicts(recipe.slurm))
+
+
 RULES: tuple[Rule, ...] = (
     stage_names_are_unique,
     exactly_one_of_epochs_and_steps,
@@ -227,6 +232,7 @@ RULES: tuple[Rule, ...] = (
     data_keys_are_read_by_the_task,
     split_keys_are_read,
     evaluate_micro_size_is_read,
+    slurm_options_agree,
 )
 
 

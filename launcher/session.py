@@ -96,6 +96,19 @@ def reopen_run(run_dir: Path, ranks: int | None = None) -> Session:
     return _reopened(run, ranks, from_environment=False)
 
 
+def make_way(run: RunDir, recipe: Recipe) -> None:
+    """Let a job that starts later have the run: a plan of another recipe that trained nothing yet goes.
+
+    Raises: UserError when the folder holds a finished run, another recipe's, or one that is being worked on.
+    """
+    if not run.plan.is_file():
+        return
+    if run.status.is_file() and read_status(run).state == "finished":
+        raise UserError(f"{run.path} is finished; `thawline export` copies its model, another --run-dir starts anew")
+    if _is_replaceable(run, recipe):
+        run.plan.unlink()
+
+
 def lock(run: RunDir) -> None:
     """Take the run for this process until it ends.
 
@@ -143,6 +156,8 @@ def differences(before: Recipe, after: Recipe) -> list[str]:
     What a stage only takes over from the recipe's top is said once, at the top.
     """
     old, new = (_by_stage_name(recipe) for recipe in (before, after))
+    for side in (old, new):
+        del side["slurm"]  # where it waits and runs changes nothing in what is trained
     if list(old["stages"]) != list(new["stages"]):
         listed = [", ".join(side["stages"]) for side in (old, new)]
         return [f"stages: {listed[0]} in the run, {listed[1]} in the recipe"]

@@ -1,4 +1,4 @@
-"""The recipes that come with thawline: where they are, and what each is for."""
+"""The recipes that come with thawline, and the template of its SLURM script: where they are, what each is for."""
 
 from __future__ import annotations
 
@@ -31,6 +31,18 @@ def recipe(name: str) -> Path:
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"no shipped recipe is called {name!r}; {hint}there are: {', '.join(known)}")
     return known[name]
+
+
+def slurm_template() -> Path:
+    """The sbatch script's template: ``slurm/`` of a checkout, or an installed wheel's own copy.
+
+    Raises: UserError when neither is there.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "shipped" / "slurm", package.parent / "slurm"):
+        if (file := folder / "job.sbatch.j2").is_file():
+            return file
+    raise UserError(f"no job.sbatch.j2 in {package / 'shipped' / 'slurm'}: the installation is not whole; install again")
 
 
 def purpose(file: Path) -> str:

@@ -8,7 +8,14 @@ leave together; saving inside a handler would catch some ranks in the middle of 
 from __future__ import annotations
 
 import signal
+import time
 from dataclasses import dataclass
+from pathlib import Path
+
+ATTEMPT = "THAWLINE_ATTEMPT"
+"""Environment variable: the folder of this attempt of a SLURM job; a file ``stop`` in it is a request too."""
+LOOK_EVERY_S = 1.0
+"""How often the file is looked for: it lies on a file system that many share."""
 
 
 @dataclass
@@ -19,6 +26,17 @@ class StopRequest:
     is_interrupt: bool = False
     is_agreed: bool = False
     """Set after the same step on all ranks."""
+    file: Path | None = None
+    """Requests a stop by being there."""
+    _looked: float = -LOOK_EVERY_S
+
+    def look(self) -> bool:
+        """Whether a stop was requested by now, by a signal or by the file."""
+        now = time.monotonic()
+        if self.file is not None and not self.is_requested and now - self._looked >= LOOK_EVERY_S:
+            self._looked = now
+            self.is_requested = self.file.exists()
+        return self.is_requested
 
     def listen(self) -> None:
         """Take SIGTERM and SIGUSR1 as a request to stop resumably, and SIGINT as Ctrl-C."""

@@ -129,7 +129,7 @@ def train_step(run: Run, stage: StagePlan, engine: Engine, window: Window, progr
         sum(batch.size for batch in window.micro),
         samples,
         float(sum(batch.tokens for batch in window.micro)),
-        float(run.stop.is_requested),
+        float(run.stop.look()),
     )
     size = max(size, 1.0)  # texts of one token predict nothing, and a window may hold no others
     if stop:

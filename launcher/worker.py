@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 from launcher import host_memory, orphans, rank_error
-from launcher.errors import ThawlineError
+from launcher.errors import StoppedEarly, ThawlineError
 from launcher.run_dir import RunDir
-from launcher.stop import StopRequest
+from launcher.stop import ATTEMPT, StopRequest
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     rank = int(os.environ.get("RANK", "0"))
+    if rank == 0 and ATTEMPT in os.environ:  # one rank looks, all agree
+        stop.file = Path(os.environ[ATTEMPT]) / "stop"
     run_dir = arguments.run_dir
     try:
         if run_dir is not None and orphans.LAUNCHER_PID not in os.environ:  # thawline's launcher has cleared them all
@@ -85,4 +87,5 @@ if __name__ == "__main__":
     sys.stdout.flush()
     sys.stderr.flush()
     if code:
-        os._exit(code)
+        # In a SLURM job the code is read from the error's file: torchrun's agents would take 75 for a crash.
+        os._exit(0 if code == StoppedEarly.exit_code and ATTEMPT in os.environ else code)

@@ -118,4 +118,5 @@ def test_wheel_holds_everything(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     recipes = {f"launcher/shipped/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
     assert recipes | {"launcher/cli.py", "launcher/py.typed", "thawline_kernels/__init__.py"} <= names
+    assert "launcher/shipped/slurm/job.sbatch.j2" in names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "kernels/"))]

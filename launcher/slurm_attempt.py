@@ -1,0 +1,150 @@
+"""One attempt of a SLURM job, before and after its ranks: ``python -m launcher.slurm_attempt begin|end RUN ATTEMPT``.
+
+The script of `slurm_script` calls it. Owns two questions: how did this attempt end, in one exit code and one message,
+and is it worth another. Refuses to talk to SLURM: it leaves ``ATTEMPT/requeue``, and the script asks the queue.
+
+    RUN/slurm/JOBID/attempt-N/ began        the newest checkpoint when it began
+                               stop         asked to save and stop (the script's traps leave it)
+                               rc.NODE      exit code, time and host of a node's launcher
+                               requeue      worth another attempt
+                               node-HOST.log
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from launcher import rank_error
+from launcher.errors import EnvironmentProblem, Interrupted, StoppedEarly, ThawlineError, TrainingFailed, UserError
+from launcher.rank_error import RankError
+from launcher.run_dir import RunDir, write_atomic
+from launcher.status import State, close_status, read_status
+from launcher.verdict import STOPPED_CODES, LaunchResult
+
+_OWN_CODES = {error.exit_code for error in (UserError, EnvironmentProblem, TrainingFailed, StoppedEarly, Interrupted)}
+_FROM_SIGNALS = (143, 137)
+"""128 + SIGTERM and 128 + SIGKILL: ended because of another."""
+
+
+def begin(run: RunDir, attempt: Path, budget: int) -> None:
+    """Remember where the run stands, and forget the last attempt's errors.
+
+    Raises: StoppedEarly when ``budget`` attempts in a row have saved nothing new; SLURM itself queues a job again that
+        lost a node, and would for ever.
+    """
+    run.create()
+    stalled = num_stalled(run, attempt.parent)
+    if stalled >= budget:
+        raise StoppedEarly(f"{stalled} attempts in a row saved nothing new: this job gives up; see {attempt.parent}")
+    rank_error.clear(run)
+    write_atomic(attempt / "began", newest_checkpoint(run))
+
+
+def end(run: RunDir, attempt: Path, budget: int, srun_code: int) -> LaunchResult:
+    """How it ended; the run's status says so too, and ``requeue`` is there when another attempt is worth it."""
+    result = judge(run, attempt, srun_code)
+    states: dict[int, State] = {StoppedEarly.exit_code: "stopped", Interrupted.exit_code: "interrupted"}
+    if result.exit_code:
+        close_status(run, states.get(result.exit_code, "failed"), result.message)
+    if result.exit_code != StoppedEarly.exit_code:
+        return result
+    stalled = num_stalled(run, attempt.parent)
+    if stalled < budget:
+        write_atomic(attempt / "requeue", "")
+        return result
+    more = f"{stalled} attempts in a row saved nothing new: this job gives up"
+    return LaunchResult(result.exit_code, f"{result.message}\n{more}")
+
+
+def judge(run: RunDir, attempt: Path, srun_code: int) -> LaunchResult:
+    """One exit code and message from what the ranks wrote, else from their launchers' codes, else from srun's."""
+    errors = rank_error.read_all(run)
+    real = [error for error in errors if error.exit_code not in STOPPED_CODES]
+    if first := next((error for error in real if not error.secondary), None):
+        return _from_error(first, attempt)
+    if real:
+        return LaunchResult(TrainingFailed.exit_code, _silent_end(run, real, attempt))
+    if errors:
+        return LaunchResult(errors[0].exit_code, errors[0].message)
+    is_finished = run.status.is_file() and read_status(run).state == "finished"
+    if srun_code == 0 and is_finished:
+        return LaunchResult(0)
+    if srun_code == 0:
+        message = "every rank ended with 0 and the run is not finished"
+        return LaunchResult(EnvironmentProblem.exit_code, f"{message}; {_logs(attempt)}")
+    if (attempt / "stop").exists():
+        return LaunchResult(StoppedEarly.exit_code, "stopped on request before anything new was saved")
+    code = first_code(attempt) or srun_code
+    return LaunchResult(code, f"ended with exit code {code}, and no rank left a word; {_logs(attempt)}")
+
+
+def first_code(attempt: Path) -> int | None:
+    """The exit code of the launcher that failed first by itself; None when none did."""
+    ends = []
+    for file in attempt.glob("rc.*"):
+        code, at, *_ = file.read_text().split()
+        if int(code) not in (0, *_FROM_SIGNALS):
+            ends.append((float(at), int(code)))
+    return min(ends)[1] if ends else None
+
+
+def num_stalled(run: RunDir, job: Path) -> int:
+    """Attempts of a job, counted back from the last, that began with the checkpoint that is the newest now."""
+    numbered = sorted(job.glob("attempt-*/began"), key=lambda file: int(file.parent.name.rpartition("-")[2]))
+    newest, count = newest_checkpoint(run), 0
+    for file in reversed(numbered):
+        if file.read_text() != newest:
+            break
+        count += 1
+    return count
+
+
+def newest_checkpoint(run: RunDir) -> str:
+    """Its name; empty when there is none."""
+    return run.latest.read_text().strip() if run.latest.is_file() else ""
+
+
+def _from_error(error: RankError, attempt: Path) -> LaunchResult:
+    is_bug = error.exit_code not in _OWN_CODES
+    body = f"{error.traceback.rstrip()}\nThawline has no advice on this one." if is_bug else error.message
+    return LaunchResult(1 if is_bug else error.exit_code, f"rank {error.rank}: {body}\n{_logs(attempt)}", error.rank)
+
+
+def _silent_end(run: RunDir, echoes: list[RankError], attempt: Path) -> str:
+    """All that wrote something say that another rank was gone."""
+    heard = {error.rank for error in echoes}
+    ranks = read_status(run).ranks if run.status.is_file() else max(heard) + 1
+    silent = [str(rank) for rank in range(ranks) if rank not in heard]
+    who = f"rank {', '.join(silent)} ended without a word, most likely killed (no memory left, or its node went)"
+    return f"{who if silent else echoes[0].message}; {_logs(attempt)}"
+
+
+def _logs(attempt: Path) -> str:
+    return f"logs: {attempt}/node-*.log"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Begin or end an attempt; what there is to say goes to the job's log."""
+    parser = argparse.ArgumentParser(prog="launcher.slurm_attempt", description="One attempt of a SLURM job.")
+    parser.add_argument("moment", choices=("begin", "end"))
+    parser.add_argument("run", type=Path)
+    parser.add_argument("attempt", type=Path)
+    parser.add_argument("--budget", type=int, required=True)
+    parser.add_argument("--srun-code", type=int, default=0)
+    given = parser.parse_args(argv)
+    try:
+        if given.moment == "begin":
+            begin(RunDir(given.run), given.attempt, given.budget)
+            return 0
+        result = end(RunDir(given.run), given.attempt, given.budget, given.srun_code)
+    except ThawlineError as error:
+        print(f"thawline: {error}", flush=True)
+        return error.exit_code
+    print(f"thawline: {result.message}" if result.message else "thawline: finished", flush=True)
+    return result.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
