@@ -1,0 +1,147 @@
+"""What a rank does differently in a SLURM job: the stop file, the size of its world, its exit code; and submitting."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher import slurm_submit, stop
+from launcher.distributed import EXPECTED_GPUS, EXPECTED_RANKS, _check_expected
+from launcher.errors import EnvironmentProblem, UserError
+from launcher.stop import StopRequest
+
+
+def test_a_stop_file_is_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop, "LOOK_EVERY_S", 0.0)
+    request = StopRequest(file=tmp_path / "stop")
+    assert not request.look()
+    (tmp_path / "stop").touch()
+    assert request.look()
+    (tmp_path / "stop").unlink()
+    assert request.look(), "what was asked stays asked"
+    assert not StopRequest().look()
+
+
+def test_the_file_is_looked_for_at_most_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(stop.time, "monotonic", lambda: now[0])
+    request = StopRequest(file=tmp_path / "stop")
+    assert not request.look()
+    (tmp_path / "stop").touch()
+    now[0] += 0.9
+    assert not request.look()
+    now[0] += 0.2
+    assert request.look()
+
+
+def test_a_world_of_another_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(EXPECTED_RANKS, "4")
+    monkeypatch.setenv(EXPECTED_GPUS, "0")
+    _check_expected(4, on_gpu=False)
+    with pytest.raises(EnvironmentProblem, match=r"2 ranks met on .*, and the job asked for 4"):
+        _check_expected(2, on_gpu=False)
+    monkeypatch.setenv(EXPECTED_GPUS, "2")
+    _check_expected(4, on_gpu=True)
+    with pytest.raises(EnvironmentProblem, match="asked for 2 GPUs"):
+        _check_expected(4, on_gpu=False)
+
+
+def recipe(folder: Path) -> Path:
+    path = folder / "recipe.yaml"
+    content = {
+        "name": "tiny", "task": {"kind": "text-classification"}, "model": {"source": "somewhere/tiny"},
+        "data": {"source": "csv", "files": "rows.csv"}, "stages": [{"name": "head", "train": ["head"], "epochs": 1}],
+    }  # fmt: skip
+    path.write_text(json.dumps(content))
+    return path
+
+
+def command(*arguments: str | Path, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | ({"PATH": path} if path else {})
+    return subprocess.run(
+        [sys.executable, "-m", "launcher", "submit", *map(str, arguments)],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+
+
+def stand_in(folder: Path, text: str) -> str:
+    """A PATH on which sbatch is a script of our own."""
+    folder.mkdir()
+    file = folder / "sbatch"
+    file.write_text(f"#!/bin/sh\necho \"$@\" >>{folder}/asked\n{text}\n")
+    file.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_without_sbatch_it_is_the_environments_problem(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    done = command(recipe(tmp_path), "--run-dir", tmp_path / "run", path=str(tmp_path / "bin"))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "sbatch is not on PATH" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_prints_the_script_and_asks_nobody(tmp_path: Path) -> None:
+    path = stand_in(tmp_path / "bin", "exit 1")
+    done = command(recipe(tmp_path), "--run-dir", tmp_path / "run", "--dry-run", "--nodes", "3", path=path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("#!/bin/bash\n#SBATCH --job-name=tiny\n#SBATCH --nodes=3\n")
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "bin" / "asked").exists()
+
+
+def test_submit_asks_whether_it_could_start_then_submits(tmp_path: Path) -> None:
+    path = stand_in(tmp_path / "bin", 'case "$1" in --parsable) echo "417;east";; esac')
+    run = tmp_path / "run"
+    done = command(recipe(tmp_path), "--run-dir", run, path=path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "417"
+    asked = (tmp_path / "bin" / "asked").read_text().splitlines()
+    assert asked == [f"--test-only {run}/slurm/job.sbatch", f"--parsable {run}/slurm/job.sbatch"]
+    assert (run / "slurm" / "417" / "job.sbatch").read_text() == (run / "slurm" / "job.sbatch").read_text()
+    assert (run / "slurm" / "job_id").read_text() == "417\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "code"), [("Requested node configuration is not available", 2), ("Unable to contact slurm controller", 3)]
+)
+def test_a_refusal_is_told_in_slurms_words(tmp_path: Path, said: str, code: int) -> None:
+    path = stand_in(tmp_path / "bin", f"echo 'sbatch: error: {said}' >&2; exit 1")
+    done = command(recipe(tmp_path), "--run-dir", tmp_path / "run", path=path)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert len((tmp_path / "bin" / "asked").read_text().splitlines()) == 1, "nothing was submitted"
+
+
+def test_wrong_flags_are_refused_with_what_is_right(tmp_path: Path) -> None:
+    done = command(recipe(tmp_path), "--dry-run", "--launcher", "mpirun", "--time", "soon")
+    assert done.returncode == 2
+    assert "slurm.launcher: 'mpirun' is not allowed; it takes torchrun or accelerate" in done.stderr
+    assert "slurm.time" in done.stderr
+    assert "4:00:00" in done.stderr
+    done = command(recipe(tmp_path), "--dry-run", "--partion", "gpu")
+    assert done.returncode == 2
+    assert "--partition" in done.stderr
+
+
+def test_a_flag_for_every_key() -> None:
+    from launcher.slurm_options import Slurm
+
+    shown = command("--help").stdout
+    flags = {"--" + key.replace("_", "-").removesuffix("s" if key.endswith("arguments") else "") for key in
+             Slurm.model_fields}  # fmt: skip
+    assert [flag for flag in flags if f"{flag} " not in shown and f"{flag}\n" not in shown] == []
+
+
+def test_flags_are_written_as_set_writes_them() -> None:
+    flags = {"comment": 'a: "b" #c', "nodes": 2, "exclusive": False, "setup": ["x"], "qos": None, "mail_type": []}
+    assert slurm_submit.as_overrides(flags) == [
+        'slurm.comment="a: \\"b\\" #c"', "slurm.nodes=2", "slurm.exclusive=false", 'slurm.setup=["x"]'
+    ]  # fmt: skip
+    with pytest.raises(UserError):
+        slurm_submit.script(Path("nowhere.yaml"), (), None, {})
