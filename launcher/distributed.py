@@ -149,8 +149,8 @@ def _check_expected(ranks: int, on_gpu: bool) -> None:
     expected = os.environ.get(EXPECTED_RANKS)
     if expected is not None and int(expected) != ranks:
         raise EnvironmentProblem(
-            f"{ranks} ranks met on {socket.gethostname()}, and the job asked for {expected}: its launchers did not find "
-            "one another; check slurm.launcher and that MASTER_ADDR is one address to all nodes"
+            f"{ranks} ranks met on {socket.gethostname()}, and the job asked for {expected}: its launchers did not "
+            "find one another; check slurm.launcher and that MASTER_ADDR is one address to all nodes"
         )
     if int(os.environ.get(EXPECTED_GPUS, "0")) and not on_gpu:
         raise EnvironmentProblem(

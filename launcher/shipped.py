@@ -42,7 +42,9 @@ def slurm_template() -> Path:
     for folder in (package / "shipped" / "slurm", package.parent / "slurm"):
         if (file := folder / "job.sbatch.j2").is_file():
             return file
-    raise UserError(f"no job.sbatch.j2 in {package / 'shipped' / 'slurm'}: the installation is not whole; install again")
+    raise UserError(
+        f"no job.sbatch.j2 in {package / 'shipped' / 'slurm'}: the installation is not whole; install again"
+    )
 
 
 def purpose(file: Path) -> str:

@@ -50,7 +50,8 @@ SbatchArgument = Annotated[
     Field(pattern=rf'^--[a-z][a-z-]*(=[^"\\{_ENDS_LINES}]+)?$', title="an argument of the form --name or --name=value"),
 ]
 SrunArgument = Annotated[
-    str, Field(pattern=rf"^--[a-z][a-z-]*(=[^{_ENDS_LINES}]+)?$", title="an argument of the form --name or --name=value")
+    str,
+    Field(pattern=rf"^--[a-z][a-z-]*(=[^{_ENDS_LINES}]+)?$", title="an argument of the form --name or --name=value"),
 ]
 MailEvent = Literal["BEGIN", "END", "FAIL", "REQUEUE", "INVALID_DEPEND", "TIME_LIMIT", "TIME_LIMIT_80", "ALL"]
 

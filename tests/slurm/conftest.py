@@ -1,4 +1,4 @@
-"""Starts the cluster, once for all tests of this folder; ends only the processes it started, by their recorded numbers."""
+"""Starts the cluster once for all tests of this folder; ends only what it started, by the recorded numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         pytest.skip("the SLURM sandbox needs root")
     # Its child is the namespace's keeper: it ends when this process closes its end of the pipe, however it ends.
     holder = subprocess.Popen(
-        ["unshare", "--net", "sh", "-c", "echo ready; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ["unshare", "--net", "sh", "-c", "echo ready; exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert holder.stdin is not None
     assert holder.stdout is not None

@@ -114,6 +114,10 @@ CASES: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
         ({"stages": {0: {"evaluate": {"every": "never"}}, 1: {"evaluate": {"every": "never", "micro_size": 2}}}},
          "stages.full.evaluate.micro_size", {"stages": {1: {"evaluate": {"every": "never", "micro_size": 2}}}}),
     ],
+    "slurm_options_agree": [
+        ({"slurm": {"gpus_per_node": 2, "gres": "gpu:2"}}, "slurm.gres", {"slurm": {"gres": "gpu:2,nvme:1"}}),
+        ({"slurm": {"gres": "gpu:2", "ranks_per_node": 4}}, "slurm.ranks_per_node", {"slurm": {"ranks_per_node": 4}}),
+    ],
 }  # fmt: skip
 
 
@@ -123,7 +127,7 @@ def edited(edit: dict[str, Any]) -> Recipe:
         if key == "stages":
             for index, settings in value.items():
                 plain["stages"][index] |= settings
-        elif value.get("source", "") == "imagefolder" or "kind" in value:
+        elif value.get("source", "") == "imagefolder" or "kind" in value or key not in plain:
             plain[key] = value
         else:
             plain[key] |= value

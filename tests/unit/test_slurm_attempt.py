@@ -25,9 +25,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def say(run: RunDir, state: str) -> None:
     now = time.time()
-    write_status(
-        run, Status(name="t", state=state, stages=1, ranks=4, hostname="n1", pid=1, started=now, updated=now)
-    )
+    write_status(run, Status(name="t", state=state, stages=1, ranks=4, hostname="n1", pid=1, started=now, updated=now))
 
 
 def attempt(run: RunDir, number: int = 0) -> Path:

@@ -73,7 +73,7 @@ def stand_in(folder: Path, text: str) -> str:
     """A PATH on which sbatch is a script of our own."""
     folder.mkdir()
     file = folder / "sbatch"
-    file.write_text(f"#!/bin/sh\necho \"$@\" >>{folder}/asked\n{text}\n")
+    file.write_text(f'#!/bin/sh\necho "$@" >>{folder}/asked\n{text}\n')
     file.chmod(0o755)
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 

@@ -83,13 +83,14 @@ def test_every_option_reaches_the_script() -> None:
 
 # --- hostile strings --------------------------------------------------------------------------------------------------
 NASTY = st.text(
-    st.one_of(st.sampled_from("\n\r\0\t \"'`$(){}[]<>|&;#\\*?!~%=,:-@+\u2028\u2029\x85\x1b"), st.characters()), max_size=40
+    st.one_of(st.sampled_from("\n\r\0\t \"'`$(){}[]<>|&;#\\*?!~%=,:-@+\u2028\u2029\x85\x1b"), st.characters()),
+    max_size=40,
 )
 SPITEFUL = st.sampled_from(
     [
         "x\n#SBATCH --wrap=id", "x\ntouch CANARY", '"; touch CANARY; "', "'; touch CANARY; '", "$(touch CANARY)",
-        "`touch CANARY`", "x #SBATCH", "\\", "x\\", '"', "'", "{{ 7 * 7 }}", "{% raw %}", "-", "--", "a\r\nb", "%j", "%%",
-        "${IFS}", "!!", "~", "*", "<(touch CANARY)", ") ; touch CANARY ; (",
+        "`touch CANARY`", "x #SBATCH", "\\", "x\\", '"', "'", "{{ 7 * 7 }}", "{% raw %}", "-", "--", "a\r\nb", "%j",
+        "%%", "${IFS}", "!!", "~", "*", "<(touch CANARY)", ") ; touch CANARY ; (",
     ]
 )  # fmt: skip
 HOSTILE = st.one_of(SPITEFUL, NASTY)
@@ -142,7 +143,9 @@ def test_a_hostile_option_is_refused_or_harmless(tmp_path: Path, key: str, text:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(recipe=HOSTILE, run=HOSTILE, override=HOSTILE)
-def test_a_hostile_path_or_override_is_refused_or_harmless(tmp_path: Path, recipe: str, run: str, override: str) -> None:
+def test_a_hostile_path_or_override_is_refused_or_harmless(
+    tmp_path: Path, recipe: str, run: str, override: str
+) -> None:
     folder = tmp_path / "empty"
     folder.mkdir(exist_ok=True)
     job = Job("reviews", Path("/r") / f"x{recipe}", Path("/s") / f"x{run}", JOB.python, (f"a={override}",))
@@ -200,7 +203,9 @@ def test_what_is_wrong_comes_at_once_with_what_is_right(tmp_path: Path) -> None:
     text = str(wrong.value)
     assert "slurm.nodes: number 0 is not allowed; it takes a whole number above 0" in text
     assert "slurm.walltime: unknown key 'walltime'; did you mean 'time'?" in text
-    assert "slurm.account: text 'a b' is not allowed; it takes a name of letters, digits and _ . , @ + -, or null" in text
+    assert (
+        "slurm.account: text 'a b' is not allowed; it takes a name of letters, digits and _ . , @ + -, or null" in text
+    )
     assert "slurm.launcher: 'mpirun' is not allowed; it takes torchrun or accelerate" in text
     assert "slurm.sbatch_arguments.0: '--output=x' is set by the script" in text
 
