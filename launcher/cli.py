@@ -130,18 +130,35 @@ def submit(
         return
     number, submitted = slurm_submit.submit(recipe, overrides or (), run_dir, flags)
     print(f"{submitted.path}: job {number} is queued; its log: {submitted.path}/slurm/job-{number}.log")
-    print(f"follow it with: thawline watch {submitted.path}   or: squeue -j {number}   end it with: scancel {number}")
+    print(f"follow it with: thawline status {submitted.path}   end it with: thawline cancel {submitted.path}")
     print(number)
 
 
 @app.command()
 def status(run: Run, as_json: AsJson = False) -> None:
-    """Say where a run stands, from its files alone."""
+    """Say where a run stands: from its files, and from SLURM's queue when it was submitted."""
+    from launcher import slurm_queue
     from launcher.run_dir import RunDir
     from launcher.status import as_shown, read_status, render
 
+    queue = slurm_queue.look(RunDir(run))
+    if queue and not RunDir(run).status.is_file():  # it has not begun
+        _print({"queue": queue.model_dump()} if as_json else str(queue))
+        return
     found = read_status(RunDir(run))
-    _print(as_shown(found) if as_json else render(found, RunDir(run)))
+    if as_json:
+        _print(as_shown(found) | ({"queue": queue.model_dump()} if queue else {}))
+    else:
+        _print(render(found, RunDir(run)) + (f"\n{'queue':<12}{queue}" if queue else ""))
+
+
+@app.command()
+def cancel(run: Run) -> None:
+    """End a submitted run's job for good; it saves first if the cluster gives it the time."""
+    from launcher import slurm_queue
+    from launcher.run_dir import RunDir
+
+    print(f"job {slurm_queue.cancel(RunDir(run))} is cancelled; thawline submit goes on with it later")
 
 
 @app.command()

@@ -40,7 +40,7 @@ def a_run(folder: Path, state: str = "failed") -> RunDir:
 def test_help_names_every_command() -> None:
     ended = thawline("--help")
     assert ended.returncode == 0
-    for command in ("run", "plan", "resume", "status", "watch", "evaluate", "predict", "export", "schema", "recipes"):
+    for command in ("run", "submit", "cancel", "plan", "resume", "status", "watch", "evaluate", "predict", "export", "schema", "recipes"):
         assert f"\n  {command} " in ended.stdout
 
 

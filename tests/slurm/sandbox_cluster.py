@@ -58,7 +58,7 @@ class Cluster:
         shown = self.run("scontrol", "--oneliner", "show", "job", number).stdout
         return dict(part.partition("=")[::2] for part in shown.split() if "=" in part)
 
-    def end_of(self, number: str, run: Path, timeout_s: float = 150) -> dict[str, str]:
+    def end_of(self, number: str, run: Path, timeout_s: float = 400) -> dict[str, str]:
         """The job once SLURM has ended it for good."""
         deadline = time.monotonic() + timeout_s
         while (job := self.job(number))["JobState"] not in ENDED:

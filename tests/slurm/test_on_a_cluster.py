@@ -1,9 +1,10 @@
-"""``thawline submit`` on a real SLURM of two nodes: to the end, stopped and queued again, cancelled, failed."""
+"""``thawline submit`` on a real SLURM of two nodes: to the end, preempted, at its time limit, cancelled, failed."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,15 @@ def whole(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def wait_for_steps(cluster: Cluster, run: Path, count: int, timeout_s: float = 90) -> None:
+def wait_until(condition: Callable[[], bool], run: Path, timeout_s: float = 400) -> None:
     deadline = time.monotonic() + timeout_s
-    while sum(line["split"] == "train" for line in metrics(run)) < count:
-        assert time.monotonic() < deadline, f"no {count} steps in {timeout_s} s\n{log(run)}"
-        time.sleep(0.01)
+    while not condition():
+        assert time.monotonic() < deadline, f"nothing in {timeout_s} s\n{log(run)}"
+        time.sleep(0.05)
+
+
+def wait_for_steps(run: Path, count: int) -> None:
+    wait_until(lambda: sum(line["split"] == "train" for line in metrics(run)) >= count, run)
 
 
 def status(run: Path) -> dict[str, Any]:
@@ -74,18 +79,19 @@ def test_two_stages_under_zero2_to_the_end(whole: Path) -> None:
     assert all("interface eth0" in file.read_text() for file in (whole / "slurm").glob("*/attempt-0/node-*.log"))
 
 
-def test_stopped_by_a_signal_it_queues_itself_again_and_ends_with_the_same_bits(
+def test_preempted_it_queues_itself_again_and_ends_with_the_same_bits(
     cluster: Cluster, whole: Path, tmp_path: Path
 ) -> None:
-    """The signal that SLURM sends the script before the time limit; the other launcher gives the same bits too."""
+    """Preemption's TERM reaches every process at any moment; the other launcher gives the same bits too."""
     run = tmp_path / "run"
     file = write(tmp_path / "recipe")
-    number = cluster.submit(file, "--run-dir", run, *OPTIONS, "--launcher", "accelerate")
-    wait_for_steps(cluster, run, 5)
-    cluster.run("scancel", "--batch", "--signal=USR1", number)
+    number = cluster.submit(file, "--run-dir", run, *OPTIONS, "--launcher", "accelerate", "--partition", "low")
+    wait_for_steps(run, 5)
+    cluster.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     file.write_text("an edit for the next run: the queued one keeps what was planned")
     job = cluster.end_of(number, run)
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "1"), log(run)
+    assert "queued again" in (run / "slurm" / f"job-{number}.log").read_text()
     expected, found = weights(whole), weights(run)
     assert expected.keys() == found.keys()
     assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
@@ -94,20 +100,27 @@ def test_stopped_by_a_signal_it_queues_itself_again_and_ends_with_the_same_bits(
     assert offline == {(run / "wandb_id").read_text().strip()}
 
 
-def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster, tmp_path: Path) -> None:
+def test_at_the_time_limit_it_is_queued_again_and_cancelled_it_stays_cancelled(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     many = ("--set", "stages.top.steps=100000")
     number = cluster.submit(write(tmp_path / "recipe"), "--run-dir", run, *many, *OPTIONS)
-    wait_for_steps(cluster, run, 2)
-    cluster.run("scancel", number)
+    wait_for_steps(run, 2)
+    # Now the limit is less than signal_lead away: SLURM itself sends the signal, within half a minute.
+    cluster.run("scontrol", "update", f"JobId={number}", "TimeLimit=5")
+    wait_until(lambda: cluster.job(number)["Restarts"] == "1", run)
+    cluster.run("scontrol", "update", f"JobId={number}", "TimeLimit=10")
+    saved = max(line["step"] for line in metrics(run) if line["split"] == "train")
+    assert "got USR1" in (run / "slurm" / f"job-{number}.log").read_text()
+    wait_for_steps(run, saved + 2)
+    shown = cluster.thawline("status", run).stdout
+    assert f"job {number} RUNNING on node[1-2], attempt 1" in shown
+    assert f"job {number}" in cluster.thawline("cancel", run).stdout
     job = cluster.end_of(number, run)
     assert job["JobState"] == "CANCELLED"
-    deadline = time.monotonic() + 30
-    while "exit code" not in (text := (run / "slurm" / f"job-{number}.log").read_text()):
-        assert time.monotonic() < deadline, log(run)
-        time.sleep(0.1)
-    assert "queued again" not in text.replace("not queued again", "")
-    assert cluster.job(number)["Restarts"] == "0"
+    wait_until(lambda: "exit code" in (run / "slurm" / f"job-{number}.log").read_text(), run)
+    assert cluster.job(number)["Restarts"] == "1"
     assert status(run)["state"] == "stopped"
 
 
@@ -117,7 +130,8 @@ def test_a_crash_is_seen_with_its_exit_code(cluster: Cluster, tmp_path: Path) ->
     number = cluster.submit(write(tmp_path / "recipe"), "--run-dir", run, *wild, *OPTIONS)
     job = cluster.end_of(number, run)
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "4:0"), log(run)
-    assert status(run)["state"] == "failed"
+    shown = json.loads(cluster.thawline("status", run, "--json").stdout)
+    assert (shown["state"], shown["queue"]["state"], shown["queue"]["exit_code"]) == ("failed", "FAILED", 4)
     assert "lower learning rate" in (run / "slurm" / f"job-{number}.log").read_text()
 
 

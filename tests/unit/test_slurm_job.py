@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher import slurm_submit, stop
+from launcher import slurm_queue, slurm_submit, stop
 from launcher.distributed import EXPECTED_GPUS, EXPECTED_RANKS, _check_expected
 from launcher.errors import EnvironmentProblem, UserError
+from launcher.run_dir import RunDir
 from launcher.stop import StopRequest
 
 
@@ -136,6 +137,18 @@ def test_a_flag_for_every_key() -> None:
     flags = {"--" + key.replace("_", "-").removesuffix("s" if key.endswith("arguments") else "") for key in
              Slurm.model_fields}  # fmt: skip
     assert [flag for flag in flags if f"{flag} " not in shown and f"{flag}\n" not in shown] == []
+
+
+def test_what_scontrol_says_of_a_job(tmp_path: Path) -> None:
+    line = "JobId=4 JobName=a b JobState=PENDING Reason=Resources Restarts=2 ExitCode=0:0 NodeList=(null)"
+    queued = slurm_queue.parse("4", line)
+    assert str(queued) == "job 4 PENDING (Resources), attempt 2"
+    ended = slurm_queue.parse("4", "JobState=FAILED Reason=NonZeroExitCode Restarts=0 ExitCode=4:0 NodeList=n[1-2]")
+    assert str(ended) == "job 4 FAILED (NonZeroExitCode) on n[1-2], attempt 0, exit code 4"
+    assert slurm_queue.parse("4", "") is None
+    assert slurm_queue.look(RunDir(tmp_path)) is None, "a run that was not submitted"
+    with pytest.raises(UserError, match="was not submitted"):
+        slurm_queue.cancel(RunDir(tmp_path))
 
 
 def test_flags_are_written_as_set_writes_them() -> None:

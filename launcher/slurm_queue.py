@@ -1,0 +1,105 @@
+"""What SLURM's queue says of a run's job, and how to end that job. Called by `cli`; changes no file of the run.
+
+The newest job of a run is in ``RUN/slurm/job_id`` (`slurm_submit` writes it). Asks ``scontrol show job``, which needs
+no accounting data base; a job that SLURM has forgotten (minutes after its end) has no queue state, the run's files stay.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+from pydantic import BaseModel, ConfigDict
+
+from launcher.errors import EnvironmentProblem, UserError
+from launcher.run_dir import RunDir
+
+ANSWER_TIMEOUT_S = 30
+_WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED")
+_AT_WORK = ("RUNNING", "COMPLETING")
+
+
+class QueueState(BaseModel):
+    """A job as SLURM has it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job: str
+    """Its number."""
+    state: str
+    """SLURM's word, such as PENDING, RUNNING or COMPLETED."""
+    reason: str
+    """Why it waits, or how it ended; None in SLURM's words when there is nothing to say."""
+    nodes: str
+    """Where it runs or ran, such as node[1-2]; empty before it starts."""
+    attempt: int
+    """How often it was queued again."""
+    exit_code: int
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it will not run any more."""
+        return self.state not in (*_WAITING, *_AT_WORK)
+
+    def __str__(self) -> str:
+        where = f" on {self.nodes}" if self.nodes else ""
+        why = f" ({self.reason})" if self.reason != "None" else ""
+        code = f", exit code {self.exit_code}" if self.is_over else ""
+        return f"job {self.job} {self.state}{why}{where}, attempt {self.attempt}{code}"
+
+
+def look(run: RunDir) -> QueueState | None:
+    """The newest job of a run; None when it has none, when no SLURM is here, or when SLURM has forgotten it."""
+    job, program = job_of(run), shutil.which("scontrol")
+    if job is None or program is None:
+        return None
+    try:
+        shown = subprocess.run(
+            [program, "--oneliner", "show", "job", job],
+            capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return None
+    return parse(job, shown.stdout) if shown.returncode == 0 else None
+
+
+def parse(job: str, line: str) -> QueueState | None:
+    """A line of ``scontrol --oneliner show job``; None when it holds no job."""
+    found = {key: value for key, value in re.findall(r"(\w+)=(\S*)", line)}
+    if "JobState" not in found:
+        return None
+    return QueueState(
+        job=job,
+        state=found["JobState"],
+        reason=found.get("Reason", "None"),
+        nodes=found.get("NodeList", "").replace("(null)", ""),
+        attempt=int(found.get("Restarts", "0")),
+        exit_code=int(found.get("ExitCode", "0:0").partition(":")[0]),
+    )
+
+
+def job_of(run: RunDir) -> str | None:
+    """The number of a run's newest job."""
+    file = run.path / "slurm" / "job_id"
+    return file.read_text().strip() if file.is_file() else None
+
+
+def cancel(run: RunDir) -> str:
+    """End a run's job for good, with scancel; return its number. It saves if SLURM's KillWait gives it the time.
+
+    Raises: UserError when the run was not submitted, EnvironmentProblem when scancel is not here or refuses.
+    """
+    job, program = job_of(run), shutil.which("scancel")
+    if job is None:
+        raise UserError(
+            f"{run.path} was not submitted to SLURM: it has no slurm/job_id; end what runs it by its signal"
+        )
+    if program is None:
+        raise EnvironmentProblem(
+            f"scancel is not on PATH; run this on the login node that job {job} was submitted from"
+        )
+    ended = subprocess.run([program, job], capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S, check=False)
+    if ended.returncode:
+        raise EnvironmentProblem(f"scancel {job}: {ended.stderr.strip()}")
+    return job
