@@ -9,11 +9,12 @@ would drop what a resumed run logs again.
 
 from __future__ import annotations
 
+import logging
 import netrc
 import os
 import secrets
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from launcher.errors import EnvironmentProblem
 from launcher.recipe import Wandb
 from launcher.run_dir import RunDir, write_atomic
 
+log = logging.getLogger(__name__)
 AXIS = "optimizer_step"
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 Mode = Literal["online", "offline", "disabled"]
@@ -40,6 +42,7 @@ class WandbRun:
         mode, self.choice = choose_mode(settings.mode, wandb.Settings().base_url)
         """``choice`` says what was chosen and why, for the console."""
         self.id = run_id(run_dir)
+        self._is_gone = False
         run_dir.wandb.mkdir(parents=True, exist_ok=True)
         try:
             self._run = wandb.init(
@@ -66,15 +69,33 @@ class WandbRun:
 
     def log(self, split: str, optimizer_step: int, values: Mapping[str, float | str]) -> None:
         """Curves ``train/loss``, ``validation/accuracy``, … over ``optimizer_step``."""
-        self._run.log({f"{split}/{name}": value for name, value in values.items()} | {AXIS: optimizer_step})
+        curves = {f"{split}/{name}": value for name, value in values.items()} | {AXIS: optimizer_step}
+        self._unless_gone(lambda: self._run.log(curves))
 
     def summarise(self, values: Mapping[str, float | str]) -> None:
         """The numbers in wandb's table of runs."""
-        self._run.summary.update(dict(values))
+        self._unless_gone(lambda: self._run.summary.update(dict(values)))
 
     def finish(self, exit_code: int) -> None:
         """Wait until all is uploaded, or on the disk when offline."""
-        self._run.finish(exit_code=exit_code)
+        self._unless_gone(lambda: self._run.finish(exit_code=exit_code))
+
+    def _unless_gone(self, tell: Callable[[], object]) -> None:
+        """Do what talks to wandb's own process, while that lives.
+
+        A signal to every process of a job, as SLURM sends it, ends wandb's at once while the ranks still save: that must
+        not fail the run. What is lost are the curves from there to the save; ``metrics.jsonl`` has them.
+        """
+        from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+
+        if self._is_gone:
+            return
+        try:
+            tell()
+        except (ConnectionError, HandleAbandonedError, MailboxClosedError) as error:
+            self._is_gone = True
+            what = str(error) or type(error).__name__
+            log.warning("wandb's own process is gone (%s): from here on its curves lack what metrics.jsonl has", what)
 
 
 def choose_mode(asked: Literal["auto", "online", "offline", "disabled"], base_url: str) -> tuple[Mode, str]:

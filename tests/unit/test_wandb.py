@@ -84,3 +84,38 @@ def test_no_wandb_unless_asked(tmp_path: Path, make_plan: Callable[..., RunPlan]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert not run.wandb.exists()
+
+
+GONE = """
+import logging, os, signal, subprocess, sys, time
+from pathlib import Path
+from launcher.recipe import Wandb
+from launcher.run_dir import RunDir
+from launcher.wandb_run import WandbRun
+logging.basicConfig(level=logging.WARNING, format="%(message)s")
+run = WandbRun(RunDir(sys.argv[1]), "tiny", Wandb(project="demo", mode="offline"), {})
+run.log("train", 1, {"loss": 1.0})
+(child,) = [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+os.kill(child, signal.SIGTERM)
+if sys.argv[2] == "noticed":
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+run.log("train", 2, {"loss": 1.0})
+run.summarise({"state": "stopped"})
+run.finish(1)
+print("still here", flush=True)
+os._exit(75)
+"""
+
+
+@pytest.mark.parametrize("moment", ["noticed", "at once"])
+def test_a_signal_to_every_process_ends_wandbs_and_not_the_run(tmp_path: Path, moment: str) -> None:
+    """SLURM's TERM reaches wandb's own process too, while the ranks still have to save and say that they stopped."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    ended = subprocess.run(
+        [sys.executable, "-c", GONE, str(run.path), moment],
+        capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (75, "still here\n"), ended.stderr
+    assert ended.stderr.count("wandb's own process is gone") == 1
+    assert "metrics.jsonl" in ended.stderr
