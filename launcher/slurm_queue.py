@@ -1,7 +1,7 @@
 """What SLURM's queue says of a run's job, and how to end that job. Called by `cli`; changes no file of the run.
 
 The newest job of a run is in ``RUN/slurm/job_id`` (`slurm_submit` writes it). Asks ``scontrol show job``, which needs
-no accounting data base; a job that SLURM has forgotten (minutes after its end) has no queue state, the run's files stay.
+no accounting data base; a job that SLURM has forgotten, minutes after its end, has no queue state any more.
 """
 
 from __future__ import annotations

@@ -83,8 +83,8 @@ class WandbRun:
     def _unless_gone(self, tell: Callable[[], object]) -> None:
         """Do what talks to wandb's own process, while that lives.
 
-        A signal to every process of a job, as SLURM sends it, ends wandb's at once while the ranks still save: that must
-        not fail the run. What is lost are the curves from there to the save; ``metrics.jsonl`` has them.
+        A signal to every process of a job, as SLURM sends it, ends wandb's at once while the ranks still save: that
+        must not fail the run. What is lost are the curves from there to the save; ``metrics.jsonl`` has them.
         """
         from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
