@@ -74,10 +74,7 @@ def open_run(
         if not _is_replaceable(run, recipe):
             return _reopened(run, ranks, from_environment)
         log.warning("%s held another recipe's plan and nothing trained by it: it is planned anew", run.path)
-        for file in (run.plan, run.status, run.metrics, run.wandb_id, run.latest):
-            file.unlink(missing_ok=True)
-        shutil.rmtree(run.checkpoints, ignore_errors=True)  # the other recipe's model, untrained
-        run.create()
+        _clear(run)
     write_atomic(run.recipe, recipe_io.to_yaml(recipe_io.raw(recipe_path, overrides)))
     write_atomic(run.plan, plan.model_dump_json(indent=1))
     _announce(run, plan, from_environment)
@@ -96,17 +93,26 @@ def reopen_run(run_dir: Path, ranks: int | None = None) -> Session:
     return _reopened(run, ranks, from_environment=False)
 
 
-def make_way(run: RunDir, recipe: Recipe) -> None:
-    """Let a job that starts later have the run: a plan of another recipe that trained nothing yet goes.
+def make_way(run: RunDir, recipe: Recipe, nodes: int, ranks_per_node: int) -> None:
+    """Let a job that starts later have the run: what another recipe left that trained nothing yet goes.
 
-    Raises: UserError when the folder holds a finished run, another recipe's, or one that is being worked on.
+    Raises: UserError when the folder holds a finished run, another recipe's, one that was planned for other nodes or
+        ranks, or one that is being worked on.
     """
     if not run.plan.is_file():
         return
     if run.status.is_file() and read_status(run).state == "finished":
         raise UserError(f"{run.path} is finished; `thawline export` copies its model, another --run-dir starts anew")
     if _is_replaceable(run, recipe):
-        run.plan.unlink()
+        _clear(run)
+        return
+    planned = _read_plan(run).cluster
+    if (planned.nodes, planned.ranks_per_node) != (nodes, ranks_per_node):
+        raise UserError(
+            f"{run.path} was planned for {planned}, and this job has {nodes} x {ranks_per_node} ranks: a run goes on "
+            f"with what it started with; submit it with --nodes {planned.nodes} and {planned.ranks_per_node} ranks on "
+            "each, or start anew in another --run-dir"
+        )
 
 
 def lock(run: RunDir) -> None:
@@ -191,6 +197,14 @@ def _is_replaceable(run: RunDir, recipe: Recipe) -> bool:
         f"Choose another --run-dir, or delete {run.path} to start anew; "
         f"`thawline resume {run.path}` goes on with it as it was."
     )
+
+
+def _clear(run: RunDir) -> None:
+    """Take out what a recipe left that trained nothing."""
+    for file in (run.plan, run.status, run.metrics, run.wandb_id, run.latest):
+        file.unlink(missing_ok=True)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)  # its model, untrained
+    run.create()
 
 
 def _has_saved(run: RunDir) -> bool:

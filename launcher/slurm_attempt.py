@@ -26,6 +26,8 @@ from launcher.verdict import STOPPED_CODES, LaunchResult
 _OWN_CODES = {error.exit_code for error in (UserError, EnvironmentProblem, TrainingFailed, StoppedEarly, Interrupted)}
 _FROM_SIGNALS = (143, 137)
 """128 + SIGTERM and 128 + SIGKILL: ended because of another."""
+_NOT_STARTED = (126, 127)
+"""What bash says of a command that cannot be run, or is not there."""
 
 
 def begin(run: RunDir, attempt: Path, budget: int) -> None:
@@ -77,6 +79,9 @@ def judge(run: RunDir, attempt: Path, srun_code: int) -> LaunchResult:
     if (attempt / "stop").exists():
         return LaunchResult(StoppedEarly.exit_code, "stopped on request before anything new was saved")
     code = first_code(attempt) or srun_code
+    if code in _NOT_STARTED:
+        message = "a node cannot run python: is it at the same path on all nodes, on a disk that they share?"
+        return LaunchResult(EnvironmentProblem.exit_code, f"{message} {_logs(attempt)}")
     return LaunchResult(code, f"ended with exit code {code}, and no rank left a word; {_logs(attempt)}")
 
 

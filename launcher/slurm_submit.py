@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher import recipe_io, session
+from launcher import recipe_io, session, slurm_queue
 from launcher.errors import EnvironmentProblem, UserError
 from launcher.run_dir import RunDir, write_atomic
 from launcher.slurm_script import Job, render
@@ -53,7 +53,8 @@ def submit(
     """Queue a run; return the job's number and the run.
 
     Raises:
-        UserError: as `script`; or the folder holds another run, or a finished one; or no such job can ever start here.
+        UserError: as `script`; or the folder holds another run, a finished one, or one that has a job already; or no
+            such job can ever start here.
         EnvironmentProblem: SLURM is not there, or does not answer.
     """
     text, run = script(recipe_path, overrides, run_dir, flags)
@@ -63,7 +64,13 @@ def submit(
             "sbatch is not on PATH, so this machine submits to no SLURM; run this on the cluster's login node, or look "
             "at the script with --dry-run"
         )
-    session.make_way(run, recipe_io.load(recipe_path, overrides))
+    recipe = recipe_io.load(recipe_path, [*overrides, *as_overrides(flags)])
+    session.make_way(run, recipe, recipe.slurm.nodes, recipe.slurm.ranks)
+    queued = slurm_queue.look(run)
+    if queued and not queued.is_over:
+        raise UserError(
+            f"{run.path} has a job already: {queued}; wait for it, or end it with thawline cancel {run.path}"
+        )
     folder = run.path / "slurm"
     folder.mkdir(parents=True, exist_ok=True)  # where it is missing the job fails without a log
     file = folder / "job.sbatch"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import launcher
-from launcher import session
+from launcher import recipe_io, session
 from launcher.cluster import Cluster
 from launcher.errors import UserError
 from launcher.plan import RunPlan
@@ -164,6 +164,26 @@ def test_another_recipe_takes_the_folder_of_a_run_that_saved_nothing(
     assert list(run.checkpoints.iterdir()) == []
     assert "runs/tiny held another recipe's plan and nothing trained by it: it is planned anew" in caplog.text
     assert open_run("stages.full.epochs=3").standing == "unfinished"
+
+
+def test_a_job_that_starts_later_gets_the_folder_or_is_refused() -> None:
+    """What `thawline submit` asks before it queues anything; where the job waits and runs is no difference."""
+    run = RunDir(open_run(ranks=2).path)
+    same = recipe_io.load(Path("recipe.yaml"), ["slurm.partition=other"])
+    other = recipe_io.load(Path("recipe.yaml"), ["seed=7"])
+    session.make_way(run, same, 1, 2)
+    assert run.plan.is_file()
+    with pytest.raises(UserError, match="was planned for 2 CPU ranks, and this job has 2 x 2 ranks"):
+        session.make_way(run, same, 2, 2)
+    session.make_way(run, other, 4, 4)
+    assert not run.plan.is_file()
+    open_run()
+    checkpointed(run.path)
+    with pytest.raises(UserError, match="seed: 0 in the run, 7 in the recipe"):
+        session.make_way(run, other, 1, 1)
+    finish(run.path)
+    with pytest.raises(UserError, match="is finished"):
+        session.make_way(run, same, 1, 1)
 
 
 def test_a_run_at_work_keeps_its_plan() -> None:

@@ -94,7 +94,12 @@ def test_stopped_before_the_ranks_could_hear_it(run: RunDir) -> None:
 
 @pytest.mark.parametrize(
     ("codes", "srun_code", "expected"),
-    [(["143 1.0 a", "3 2.0 b", "1 3.0 c"], 143, 3), (["137 1.0 a", "0 2.0 b"], 137, 137), ([], 127, 127)],
+    [
+        (["143 1.0 a", "3 2.0 b", "1 3.0 c"], 143, 3),
+        (["137 1.0 a", "0 2.0 b"], 137, 137),
+        (["143 1.0 a", "127 2.0 b"], 143, 3),
+        ([], 9, 9),
+    ],
 )
 def test_launchers_that_failed_before_any_rank_spoke(
     run: RunDir, codes: list[str], srun_code: int, expected: int

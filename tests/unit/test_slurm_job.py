@@ -108,6 +108,20 @@ def test_submit_asks_whether_it_could_start_then_submits(tmp_path: Path) -> None
     assert (run / "slurm" / "job_id").read_text() == "417\n"
 
 
+def test_a_run_has_one_job_at_a_time(tmp_path: Path) -> None:
+    path = stand_in(tmp_path / "bin", "echo 5")
+    run = tmp_path / "run"
+    assert command(recipe(tmp_path), "--run-dir", run, path=path).returncode == 0
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text("#!/bin/sh\necho JobId=5 JobState=PENDING Reason=Priority\n")
+    scontrol.chmod(0o755)
+    again = command(recipe(tmp_path), "--run-dir", run, path=path)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "has a job already: job 5 PENDING (Priority)" in again.stderr
+    scontrol.write_text("#!/bin/sh\necho JobId=5 JobState=COMPLETED Reason=None\n")
+    assert command(recipe(tmp_path), "--run-dir", run, path=path).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("said", "code"), [("Requested node configuration is not available", 2), ("Unable to contact slurm controller", 3)]
 )
