@@ -65,14 +65,14 @@ PriorityType=priority/basic
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
-# short times, so that failures show within seconds
-SlurmctldTimeout=10
-SlurmdTimeout=10
-MessageTimeout=5
-TCPTimeout=2
-KillWait=5
+# times that a busy machine keeps too
+SlurmctldTimeout=30
+SlurmdTimeout=60
+MessageTimeout=20
+TCPTimeout=5
+KillWait=30
 InactiveLimit=0
-BatchStartTimeout=10
+BatchStartTimeout=60
 MinJobAge=600
 ReturnToService=2
 UnkillableStepTimeout=120
@@ -93,7 +93,7 @@ CONF
   done
   cat >>"$S/slurm.conf" <<CONF
 PartitionName=main Nodes=$names Default=YES MaxTime=60 DefaultTime=10 PriorityTier=10 PreemptMode=OFF State=UP
-PartitionName=low  Nodes=$names MaxTime=60 DefaultTime=10 PriorityTier=1 PreemptMode=REQUEUE GraceTime=10 State=UP
+PartitionName=low  Nodes=$names MaxTime=60 DefaultTime=10 PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 State=UP
 PartitionName=high Nodes=$names MaxTime=60 DefaultTime=10 PriorityTier=20 PreemptMode=OFF State=UP
 CONF
   { echo "127.0.0.1 localhost"; echo "$NET.1 slurmctl"
