@@ -13,15 +13,16 @@ import torch
 from running import metrics, recipe, tiny_bert, weights
 from sandbox_cluster import Cluster, log
 
-STEPS = 12
+STEPS = {"top": 12, "full": 30}
+"""Enough that a preemption finds the run at work, some seconds after its second step."""
 OPTIONS = ("--nodes", "2", "--time", "10:00", "--cpus-per-task", "4")
 
 
 def stages() -> list[dict[str, Any]]:
     sharding = {"strategy": "zero2"}
     return [
-        {"name": "top", "train": ["head", "layers[-1]"], "steps": STEPS, "sharding": sharding},
-        {"name": "full", "train": ["all"], "steps": STEPS, "sharding": sharding, "optimizer_state": "carry"},
+        {"name": "top", "train": ["head", "layers[-1]"], "steps": STEPS["top"], "sharding": sharding},
+        {"name": "full", "train": ["all"], "steps": STEPS["full"], "sharding": sharding, "optimizer_state": "carry"},
     ]
 
 
@@ -30,7 +31,7 @@ def write(folder: Path) -> Path:
     model = {"source": str(tiny_bert(folder / "bert")), "weights": "random"}  # with the dropout of its configuration
     wandb = {"project": "sandbox", "mode": "offline"}
     return recipe(
-        folder, stages(), model=model, checkpoint={"every": "4st"}, evaluate={"every": "6st", "best": "accuracy"},
+        folder, stages(), model=model, checkpoint={"every": "4st"}, evaluate={"every": "10st", "best": "accuracy"},
         tracking={"log_every": 1, "wandb": wandb},
     )  # fmt: skip
 
@@ -86,7 +87,7 @@ def test_preempted_it_queues_itself_again_and_ends_with_the_same_bits(
     run = tmp_path / "run"
     file = write(tmp_path / "recipe")
     number = cluster.submit(file, "--run-dir", run, *OPTIONS, "--launcher", "accelerate", "--partition", "low")
-    wait_for_steps(run, 5)
+    wait_for_steps(run, 2)
     cluster.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     file.write_text("an edit for the next run: the queued one keeps what was planned")
     job = cluster.end_of(number, run)
