@@ -1,0 +1,195 @@
+"""What a forward pass keeps for the backward: counted exactly, for any model, without weights and without a GPU.
+
+Owns the run of a model on fake tensors, which have shapes and dtypes and no memory, under hooks that see every tensor
+autograd saves. So widths, heads, frozen layers, autocast and checkpointing need no table of architectures. The result is
+compared with real passes in tests/unit/test_activations.py. Called by `survey`; `memory` does arithmetic with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+
+from launcher.image_spec import ImageSpec
+from launcher.memory import Activations
+from launcher.recipe import ImageClassification, Task
+
+Device = Literal["cpu", "cuda"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+IMAGE_SIDE = 224
+"""Of a model that takes images of any size and says none."""
+
+
+def count(
+    module: nn.Module, inputs: Callable[[], dict[str, torch.Tensor]], device: Device, precision: str, *, is_cast: bool
+) -> Activations:
+    """Bytes that the forward pass of one micro-batch saves, for a module whose ``requires_grad`` and modes are set.
+
+    The module is left on fake tensors. Nothing is counted that a parameter or buffer holds anyway; what autocast makes
+    of a weight is, since it lives as long.
+
+    Args:
+        inputs: makes the keyword arguments of the module on the default device.
+        device: whose kernels run. ``cuda`` needs no GPU; its attention is taken to be a fused kernel (see `_Fused`).
+        precision: fp32, bf16 or fp16.
+        is_cast: the module itself is in ``precision`` (ZeRO), instead of computing in it under autocast (ddp).
+    """
+    dtype = DTYPES[precision]
+    low = nullcontext() if is_cast or precision == "fp32" else _autocast(device, dtype)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
+        _fake(module, device, dtype if is_cast else torch.float32)
+        arguments = inputs()
+        if is_cast:
+            arguments = {key: _cast(value, dtype) for key, value in arguments.items()}
+        saved = _Saved(module)
+        with _fused_attention(device), saved, low:
+            outputs = module(**arguments)
+        logits = getattr(outputs, "logits", outputs)
+        buffers = sum(buffer.untyped_storage().nbytes() for buffer in module.buffers())
+        return Activations(
+            saved=saved.num_bytes, largest=saved.largest, logits=logits.numel() if logits.requires_grad else 0,
+            logits_forward=logits.numel() * max(logits.element_size(), 4), buffers=buffers,
+        )  # fmt: skip
+
+
+def text_inputs(batch_size: int, length: int) -> dict[str, torch.Tensor]:
+    """Token ids, [B, T], of a batch with padding: its mask, [B, 1, T, T], is given as attention takes it, because
+    making it from the tokens' asks for their values."""
+    return {
+        "input_ids": torch.zeros(batch_size, length, dtype=torch.int64),
+        "attention_mask": torch.ones(batch_size, 1, length, length, dtype=torch.bool),
+    }
+
+
+def image_inputs(batch_size: int, spec: ImageSpec) -> dict[str, torch.Tensor]:
+    """[B, 3, height, width] in fp32, as the task's images are."""
+    size = spec.crop or spec.size or IMAGE_SIDE
+    height, width = (size, size) if isinstance(size, int) else size
+    return {spec.input_name: torch.zeros(batch_size, 3, height, width)}
+
+
+def inputs_of(task: Task, processor: Any, batch_size: int, length: int) -> dict[str, torch.Tensor]:
+    """A micro-batch of the task, at its largest: texts of ``length`` tokens, or images of the model's size."""
+    if isinstance(task, ImageClassification):
+        return image_inputs(batch_size, processor)
+    return text_inputs(batch_size, length)
+
+
+def _fake(module: nn.Module, device: Device, dtype: torch.dtype) -> None:
+    """Replace parameters and buffers by fake ones of the same shapes; what was one tensor stays one."""
+    made: dict[int, torch.Tensor] = {}
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            wanted = dtype if tensor.is_floating_point() else tensor.dtype
+            empty = torch.empty(tensor.shape, dtype=wanted, device=device)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+        return made[id(tensor)]
+
+    kept = [tensor for child in module.modules() for tensor in (*child._parameters.values(), *child._buffers.values())]
+    for child in module.modules():
+        for tensors in (child._parameters, child._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = fake(tensor)  # type: ignore[assignment]
+    del kept  # until here it kept the ids of what was replaced from being used again
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+class _Saved(torch.autograd.graph.saved_tensors_hooks):
+    """Collects the storages that autograd saves, each once, without those of the module's own tensors."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._own = [t.untyped_storage() for t in (*module.parameters(), *module.buffers())]
+        self._own_ids = {storage._cdata for storage in self._own}
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        super().__init__(self._keep, lambda tensor: tensor)
+
+    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._own_ids:
+            self._storages[storage._cdata] = storage
+        return tensor
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(storage.nbytes() for storage in self._storages.values())
+
+    @property
+    def largest(self) -> int:
+        return max((storage.nbytes() for storage in self._storages.values()), default=0)
+
+
+@contextmanager
+def _autocast(device: Device, dtype: torch.dtype) -> Iterator[None]:
+    """``torch.autocast``, which refuses CUDA where there is none."""
+    was_enabled, was_dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    torch.set_autocast_enabled(device, True)
+    torch.set_autocast_dtype(device, dtype)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+        torch.set_autocast_enabled(device, was_enabled)
+        torch.set_autocast_dtype(device, was_dtype)
+
+
+class _Fused(torch.autograd.Function):
+    """Attention as CUDA's fused kernels do it, as far as memory goes (Dao et al., 2022): the scores are never stored.
+
+    Saved are query, key, value, output, the mask in the query's dtype and the log-sum-exp of each row in fp32:
+    ``_scaled_dot_product_efficient_attention`` and ``_flash_attention_forward`` in ATen's derivatives.yaml.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        batch, heads, length, _ = query.shape
+        # laid out as the kernels do, so that what follows needs no copy
+        output = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
+        row_sums = query.new_empty(batch, heads, length, dtype=torch.float32)
+        bias = None if mask is None else query.new_empty(mask.shape)
+        ctx.save_for_backward(query, key, value, output, row_sums, bias)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise AssertionError("only forward passes are counted")
+
+
+@contextmanager
+def _fused_attention(device: Device) -> Iterator[None]:
+    """On ``cuda`` replace torch's attention, whose choice of a kernel asks the GPU. On the CPU torch chooses itself."""
+    if device == "cpu":
+        yield
+        return
+    original = functional.scaled_dot_product_attention
+
+    def fused(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        if torch.is_autocast_enabled(device):
+            query, key, value = (each.to(torch.get_autocast_dtype(device)) for each in (query, key, value))
+        output: torch.Tensor = _Fused.apply(query, key, value, attn_mask)
+        return output
+
+    functional.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = original
+

@@ -1,0 +1,257 @@
+"""How many bytes a rank needs: parameters, gradients, masters, optimizer state, buffers, and the peak over a step.
+
+Owns the arithmetic, as pure functions of numbers. It knows no recipe, no model and no torch: `fit` brings the numbers of
+a stage, `activations` counts what the forward pass keeps. Every formula names what it was read from; those of the model
+states are compared with the bytes that real ranks hold in tests/integration/test_memory.py.
+
+"DeepSpeed" below is deepspeed 0.19.8 under the configuration of `backends.zero`: its defaults, contiguous gradients,
+``overlap_comm`` from stage 2 on, fp32 gradient accumulation for bf16 from stage 2 on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+FP32_BYTES = 4
+GIB = 2**30
+DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+STATES_PER_ELEMENT = {"adamw": 2, "adam": 2, "sgd": 1}
+"""fp32 tensors of the parameter's shape that the optimizer keeps; sgd: if it has momentum."""
+
+# Defaults of deepspeed.runtime.zero.config.DeepSpeedZeroConfig, in elements.
+REDUCE_BUCKET_ELEMENTS = 500_000_000
+PERSISTENT_ELEMENTS = 100_000
+"""stage3_param_persistence_threshold: ZeRO-3 keeps smaller parameters whole on every rank."""
+MAX_LIVE_ELEMENTS = 1_000_000_000
+"""stage3_max_live_parameters and stage3_max_reuse_distance: how much ZeRO-3 leaves gathered."""
+SUB_GROUP_ELEMENTS = 1_000_000_000
+"""sub_group_size: how much of a rank's partition ZeRO-3 steps at once."""
+FLAT_ALIGNMENT = 2
+"""nccl_start_alignment_factor: stages 1 and 2 pad each flat group to a multiple of it times the ranks."""
+
+CONTEXT_BYTES = 1 * GIB
+"""Of a GPU process before its first tensor: CUDA context, loaded kernels, cuBLAS workspace, NCCL's buffers. transformers'
+documentation measures 1.3 GB with all kernels loaded ("Model training anatomy"); CUDA loads them lazily since 12.2. An
+assumption: no GPU was at hand to measure it."""
+FRAGMENTATION = 0.05
+"""Share of what is taken and freed in each step that the caching allocator cannot use again. An assumption as well."""
+LOGITS_BYTES_PER_ELEMENT = 12
+"""In the backward of the loss: the saved log-probabilities and the gradients before and after the log-softmax, in fp32."""
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a stage is spread over the ranks."""
+
+    zero_stage: int
+    """0: ddp."""
+    ranks: int
+    offload: bool = False
+    """Optimizer state and masters, under stage 3 the parameters too, are in host memory."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16."""
+
+    @property
+    def engine_bytes(self) -> int:
+        """Bytes of an element as the engine holds it: ZeRO casts the module, ddp computes under autocast."""
+        return DTYPE_BYTES[self.precision] if self.zero_stage else FP32_BYTES
+
+    @property
+    def accumulation_bytes(self) -> int:
+        """Bytes of an accumulated gradient element (``data_types.grad_accum_dtype`` of `backends.zero`)."""
+        return FP32_BYTES if self.precision == "bf16" and self.zero_stage > 1 else self.engine_bytes
+
+
+@dataclass(frozen=True)
+class ModelStates:
+    """Bytes on one rank's device, of the rank that holds most, and what the rank keeps in host memory instead."""
+
+    parameters: int = 0
+    gradients: int = 0
+    """While they accumulate: all through the backward pass of every micro-batch but the first."""
+    step_gradients: int = 0
+    """While the optimizer steps."""
+    masters: int = 0
+    """fp32 copies of the trained parameters."""
+    optimizer: int = 0
+    """Per-element state; step counts, 4 bytes a parameter, are left out."""
+    buckets: int = 0
+    """Communication buffers of the backward pass."""
+    kept_buckets: int = 0
+    """Those of them that stay between steps."""
+    live: int = 0
+    """ZeRO-3: parameters that are whole at one time, beside this rank's shards."""
+    host: int = 0
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a micro-batch's forward pass leaves behind; see `activations.count`."""
+
+    saved: int = 0
+    """Bytes that autograd keeps for the backward."""
+    largest: int = 0
+    """Bytes of the largest tensor among them."""
+    logits: int = 0
+    """Elements of the logits, if there is a backward through them."""
+    logits_forward: int = 0
+    """Bytes of the logits as a loss without a backward has them, in fp32 at least."""
+    buffers: int = 0
+    """Bytes of the module's buffers."""
+
+
+def optimizer_states(kind: str, momentum: float = 0.0) -> int:
+    """fp32 state tensors per trained element: two moments of Adam (Kingma and Ba, 2015), one momentum of SGD."""
+    return STATES_PER_ELEMENT[kind] if kind != "sgd" or momentum else 0
+
+
+def model_states(
+    groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sharding, states: int, accumulation: int = 1
+) -> ModelStates:
+    """Bytes per rank of everything that does not depend on the batch's size.
+
+    Args:
+        groups: elements of each trained parameter, by optimizer group, in model order.
+        frozen: elements of each parameter that does not train.
+        states: fp32 tensors the optimizer keeps per element; see `optimizer_states`.
+        accumulation: micro-batches before one optimizer step.
+    """
+    if sharding.zero_stage == 0:
+        return _ddp(groups, frozen, sharding, states)
+    if sharding.zero_stage == 3:
+        return _zero3(groups, frozen, sharding, states)
+    return _zero12(groups, frozen, sharding, states, accumulation)
+
+
+def _ddp(groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sharding, states: int) -> ModelStates:
+    """4 (N + T (1 + states)) bytes for N elements of which T train, whatever the precision.
+
+    `backends.data_parallel`: the module stays in fp32 and computes under autocast, so it is its own master.
+    DistributedDataParallel with ``gradient_as_bucket_view`` allocates all gradients once and keeps them; autograd makes
+    each one apart before it is copied there, so the largest is alive twice. A single rank has neither.
+    """
+    trained = _sum(groups)
+    gradients = FP32_BYTES * trained
+    in_flight = FP32_BYTES * _largest(groups) if sharding.ranks > 1 else 0
+    return ModelStates(
+        parameters=FP32_BYTES * (trained + sum(frozen)),
+        gradients=gradients,
+        step_gradients=gradients,
+        optimizer=FP32_BYTES * states * trained,
+        buckets=in_flight,
+    )
+
+
+def _zero12(
+    groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sharding, states: int, accumulation: int
+) -> ModelStates:
+    """Stages 1 and 2, deepspeed/runtime/zero/stage_1_and_2.py; s is the engine's bytes an element, R the ranks.
+
+    Each group is flattened and padded to 2R elements; a rank owns 1/R of it. Parameters: s a padded element, s a frozen
+    one. Masters: 4 an owned element, in fp32 too (``detach().clone()``). Optimizer state: 4 x states an owned element.
+    Gradients, stage 1: s a trained element, whole, until the last micro-batch's are reduced. Stage 2: in fp32 and fp16
+    every parameter that overlaps the partition, whole, once more while the next micro-batch adds to it; in bf16 4 an
+    owned element (``_build_compact_grad_partition_buffer``). The step flattens one group's gradients at a time.
+    Reduce buckets: one of 5e8 elements in stage 1, two in stage 2, from the first gradient to the end of the backward.
+    Offload (``cpu_offload``): masters, state, gradients and a low-precision copy of the partition are on the host, and
+    the accumulated gradients too if there are several micro-batches; the device has one buffer of the largest parameter.
+    """
+    s, ranks = sharding.engine_bytes, sharding.ranks
+    padded = [_round_up(sum(group), FLAT_ALIGNMENT * ranks) for group in groups]
+    owned = [total // ranks for total in padded]
+    overlapping = s * _most_overlapping(groups, owned, ranks)
+    is_compact = sharding.zero_stage == 2 and sharding.accumulation_bytes != s
+    reduced = FP32_BYTES * sum(owned) if is_compact else overlapping
+    flattened = 0 if is_compact else FP32_BYTES * max(owned, default=0)
+    num_buckets = 1 if sharding.zero_stage == 1 else 2
+    whole = s * _sum(groups)
+    shared = {
+        "parameters": s * (sum(padded) + sum(frozen)),
+        "buckets": num_buckets * s * REDUCE_BUCKET_ELEMENTS if groups else 0,
+    }
+    if sharding.offload:
+        largest = s * _largest(groups)
+        accumulated = overlapping if accumulation > 1 else 0
+        return ModelStates(
+            **shared | {"buckets": shared["buckets"] + largest},
+            gradients=whole if sharding.zero_stage == 1 else largest,
+            step_gradients=0,
+            host=sum(owned) * (FP32_BYTES * (2 + states) + s) + accumulated + largest,
+        )
+    accumulated = reduced if is_compact or accumulation == 1 else 2 * reduced
+    return ModelStates(
+        **shared,
+        gradients=whole if sharding.zero_stage == 1 else accumulated,
+        step_gradients=reduced + flattened,
+        masters=FP32_BYTES * sum(owned),
+        optimizer=FP32_BYTES * states * sum(owned),
+    )
+
+
+def _zero3(groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sharding, states: int) -> ModelStates:
+    """Stage 3, deepspeed/runtime/zero/stage3.py; s is the engine's bytes an element, R the ranks.
+
+    Each parameter is padded to R elements; a rank owns 1/R of every one, frozen or not. Masters: 4 an owned trained
+    element, in fp32 too. Gradients: one flat buffer of the accumulation type, always there; the step flattens one
+    sub-group at a time. One reduce bucket of 5e8 elements, always there. Parameters of at most 1e5 elements stay whole
+    after their first use (``mark_persistent_parameters``); of the others up to 1e9 elements and the one that is used.
+    Offload: shards, masters, state, gradients and their fp32 copy are on the host.
+    """
+    s, ranks = sharding.engine_bytes, sharding.ranks
+    trained = [numel for group in groups for numel in group]
+    owned = sum(-(-numel // ranks) for numel in trained)
+    shards = s * (owned + sum(-(-numel // ranks) for numel in frozen))
+    everything = [*trained, *frozen]
+    passing = [numel for numel in everything if numel > PERSISTENT_ELEMENTS]
+    persistent = sum(everything) - sum(passing)
+    live = min(sum(passing), MAX_LIVE_ELEMENTS + max(passing, default=0)) if ranks > 1 or sharding.offload else 0
+    bucket = s * REDUCE_BUCKET_ELEMENTS if groups else 0
+    gradients = sharding.accumulation_bytes * owned
+    if sharding.offload:
+        return ModelStates(
+            buckets=bucket,
+            kept_buckets=bucket,
+            live=s * (persistent + live),
+            host=shards + gradients + FP32_BYTES * (2 + states) * owned,
+        )
+    return ModelStates(
+        parameters=shards,
+        gradients=gradients,
+        step_gradients=gradients + FP32_BYTES * min(owned, SUB_GROUP_ELEMENTS),
+        masters=FP32_BYTES * owned,
+        optimizer=FP32_BYTES * states * owned,
+        buckets=bucket,
+        kept_buckets=bucket,
+        live=s * (persistent + live),
+    )
+
+
+def _most_overlapping(groups: Sequence[Sequence[int]], owned: Sequence[int], ranks: int) -> int:
+    """Elements of the parameters that any part of a rank's partition lies in, of the rank with most.
+
+    ``get_partition_info``: a parameter on the border of two partitions is held whole by both ranks.
+    """
+    totals = [0] * ranks
+    for group, size in zip(groups, owned, strict=True):
+        start = 0
+        for numel in group:
+            end = start + numel
+            if size:
+                for rank in range(start // size, min((end - 1) // size, ranks - 1) + 1):
+                    totals[rank] += numel
+            start = end
+    return max(totals)
+
+
+def _sum(groups: Sequence[Sequence[int]]) -> int:
+    return sum(map(sum, groups))
+
+
+def _largest(groups: Sequence[Sequence[int]]) -> int:
+    return max((numel for group in groups for numel in group), default=0)
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
