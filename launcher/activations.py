@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from launcher.image_spec import ImageSpec
-from launcher.memory import Activations
+from launcher.memory import Activations, NotCounted
 from launcher.recipe import ImageClassification, Task
 
 Device = Literal["cpu", "cuda"]
@@ -39,6 +39,9 @@ def count(
         device: whose kernels run. ``cuda`` needs no GPU; its attention is taken to be a fused kernel (see `_Fused`).
         precision: fp32, bf16 or fp16.
         is_cast: the module itself is in ``precision`` (ZeRO), instead of computing in it under autocast (ddp).
+
+    Raises:
+        NotCounted: the model asks for the values of a tensor, or for something that only real tensors have.
     """
     dtype = DTYPES[precision]
     low = nullcontext() if is_cast or precision == "fp32" else _autocast(device, dtype)
@@ -48,8 +51,12 @@ def count(
         if is_cast:
             arguments = {key: _cast(value, dtype) for key, value in arguments.items()}
         saved = _Saved(module)
-        with _fused_attention(device), saved, low:
-            outputs = module(**arguments)
+        try:
+            with _fused_attention(device), saved, low:
+                outputs = module(**arguments)
+        except Exception as error:  # whatever a model's own code makes of tensors without values
+            what = str(error).strip().splitlines()[:1]
+            raise NotCounted(f"{type(module).__name__} has no forward without values: {' '.join(what)}") from error
         logits = getattr(outputs, "logits", outputs)
         buffers = sum(buffer.untyped_storage().nbytes() for buffer in module.buffers())
         return Activations(

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
 
 FP32_BYTES = 4
 GIB = 2**30
@@ -35,10 +37,16 @@ CONTEXT_BYTES = 1 * GIB
 """Of a GPU process before its first tensor: CUDA context, loaded kernels, cuBLAS workspace, NCCL's buffers. transformers'
 documentation measures 1.3 GB with all kernels loaded ("Model training anatomy"); CUDA loads them lazily since 12.2. An
 assumption: no GPU was at hand to measure it."""
+PROCESS_BYTES = 850 * 2**20
+"""Resident memory of a CPU rank before its first model: measured, `python -m benchmarks.memory --process`."""
 FRAGMENTATION = 0.05
 """Share of what is taken and freed in each step that the caching allocator cannot use again. An assumption as well."""
 LOGITS_BYTES_PER_ELEMENT = 12
 """In the backward of the loss: the saved log-probabilities and the gradients before and after the log-softmax, in fp32."""
+
+
+class NotCounted(Exception):
+    """The activations of this model cannot be counted; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,8 @@ class ModelStates:
     """Communication buffers of the backward pass."""
     kept_buckets: int = 0
     """Those of them that stay between steps."""
+    keeps_gradients: bool = False
+    """Whether the gradients' memory stays taken between steps."""
     live: int = 0
     """ZeRO-3: parameters that are whole at one time, beside this rank's shards."""
     host: int = 0
@@ -141,6 +151,7 @@ def _ddp(groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Shard
         step_gradients=gradients,
         optimizer=FP32_BYTES * states * trained,
         buckets=in_flight,
+        keeps_gradients=sharding.ranks > 1,
     )
 
 
@@ -219,12 +230,93 @@ def _zero3(groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sha
     return ModelStates(
         parameters=shards,
         gradients=gradients,
+        keeps_gradients=True,
         step_gradients=gradients + FP32_BYTES * min(owned, SUB_GROUP_ELEMENTS),
         masters=FP32_BYTES * owned,
         optimizer=FP32_BYTES * states * owned,
         buckets=bucket,
         kept_buckets=bucket,
         live=s * (persistent + live),
+    )
+
+
+class MemoryPlan(BaseModel):
+    """Bytes of one rank in one stage. The categories are the most that each takes; they do not all peak together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    peak_bytes: int
+    """The largest of ``moments``."""
+    peak_at: str
+    """Which of them: backward, step or evaluation."""
+    parameters_bytes: int
+    gradients_bytes: int
+    master_bytes: int
+    """fp32 copies of trained parameters."""
+    optimizer_bytes: int
+    activations_bytes: int
+    """What autograd saves in one micro-batch, without the loss."""
+    logits_bytes: int
+    """The loss over the labels or the vocabulary, and its gradients."""
+    buffers_bytes: int
+    """Communication buckets, gathered parameters, buffers of the module, gradients on their way."""
+    margin_bytes: int
+    """For what is not counted: CUDA's context and fragmentation, or a CPU rank's process."""
+    host_bytes: int
+    """Of this rank in host memory, because of offload."""
+    moments: dict[str, dict[str, int]]
+    """Moment -> category -> bytes alive then."""
+
+
+def plan_memory(states: ModelStates, activations: Activations, evaluated_batches: float, *, is_gpu: bool) -> MemoryPlan:
+    """The peak of a stage over the moments in which most is alive.
+
+    - backward: at its beginning, when all activations and the loss are there, and the gradients of earlier micro-batches.
+      Gradients take the place of activations after that; for a lone micro-batch under ddp on one rank or zero1, whose
+      gradients come into being meanwhile, both are counted whole, which is too much by the smaller of the two at most.
+    - step: no activations; the gradients in the form in which the optimizer reads them.
+    - evaluation: no activations and no gradients but those that are never freed; ``evaluated_batches`` times the
+      logits, as they come, in fp32 and through the log-softmax. 0 without an evaluation.
+
+    Two tensors as large as the largest saved one are on their way in each pass: a gradient, and what is made of it.
+    """
+    passing = activations.buffers + 2 * activations.largest
+    kept = {"parameters": states.parameters, "masters": states.masters, "optimizer": states.optimizer}
+    logits = LOGITS_BYTES_PER_ELEMENT * activations.logits
+    moments = {
+        "backward": kept
+        | {
+            "gradients": states.gradients,
+            "activations": activations.saved,
+            "logits": logits,
+            "buffers": states.buckets + states.live + passing,
+        },
+        "step": kept
+        | {"gradients": states.step_gradients, "buffers": states.kept_buckets + states.live + activations.buffers},
+    }
+    if evaluated_batches:
+        moments["evaluation"] = kept | {
+            "gradients": states.gradients if states.keeps_gradients else 0,
+            "logits": int(2 * evaluated_batches * activations.logits_forward),
+            "buffers": states.kept_buckets + states.live + passing,
+        }
+    for parts in moments.values():
+        fixed = sum(kept.values()) + states.kept_buckets
+        parts["margin"] = CONTEXT_BYTES + int(FRAGMENTATION * (sum(parts.values()) - fixed)) if is_gpu else PROCESS_BYTES
+    peak_at = max(moments, key=lambda name: sum(moments[name].values()))
+    return MemoryPlan(
+        peak_bytes=sum(moments[peak_at].values()),
+        peak_at=peak_at,
+        parameters_bytes=states.parameters,
+        gradients_bytes=max(states.gradients, states.step_gradients),
+        master_bytes=states.masters,
+        optimizer_bytes=states.optimizer,
+        activations_bytes=activations.saved,
+        logits_bytes=max(logits, moments.get("evaluation", {}).get("logits", 0)),
+        buffers_bytes=max(parts["buffers"] for parts in moments.values()),
+        margin_bytes=moments[peak_at]["margin"],
+        host_bytes=states.host,
+        moments=moments,
     )
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from launcher.cluster import Cluster
 from launcher.data_facts import DataFacts
 from launcher.errors import EnvironmentProblem, Problem, RecipeError
+from launcher.memory import MemoryPlan
 from launcher.parameters import Group, ModelFacts, groups
 from launcher.recipe import Recipe, Stage
 
@@ -69,6 +70,12 @@ class StagePlan(Planned):
     """None: never inside the stage."""
     evaluate_at_end: bool
     checkpoint_every_steps: int
+    memory: MemoryPlan | None = None
+    """Estimated bytes per rank; see `fit`. None: not estimated."""
+    fits: bool | None = None
+    """Whether the peak is within the memory of a rank. None: not known."""
+    why: str = ""
+    """What is needed of what there is; what cannot be known; why auto took this strategy."""
 
     @property
     def label(self) -> str:
@@ -285,4 +292,7 @@ def _stage_json(stage: StagePlan) -> dict[str, Any]:
         "steps": stage.steps,
         "steps_per_epoch": stage.steps_per_epoch,
         "epochs": stage.steps / stage.steps_per_epoch if stage.steps_per_epoch else None,
+        "memory": stage.memory.model_dump() if stage.memory else None,
+        "fits": stage.fits,
+        "why": stage.why,
     }

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
-from launcher import data, models, plan, tasks
+from launcher import activations, data, fit, models, plan, stages, tasks
 from launcher.cluster import Cluster
 from launcher.data_facts import DataFacts
 from launcher.errors import Problem, RecipeError, UserError
+from launcher.memory import Activations
 from launcher.parameters import ModelFacts, groups
 from launcher.recipe import Recipe
 from launcher.recipe_problems import Origins, unique
@@ -32,8 +34,7 @@ def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins
     problems: list[Problem] = []
     data_facts = _data_facts(recipe, recipe_dir, problems)
     model_facts = _model_facts(recipe, recipe_dir, data_facts, problems)
-    if model_facts and data_facts:
-        _check_task(recipe, recipe_dir, data_facts.labels, problems)
+    processor = _checked_processor(recipe, recipe_dir, data_facts.labels, problems) if model_facts and data_facts else None
     resolved: plan.RunPlan | None = None
     if model_facts and data_facts:
         try:
@@ -44,7 +45,33 @@ def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins
         problems += _stage_problems(recipe, cluster, model_facts)
     if problems or resolved is None:
         raise RecipeError(unique([_with_line(problem, origins) for problem in problems]))
-    return resolved
+    assert model_facts, "a plan is resolved from them"
+    count = counter(recipe, recipe_dir, cluster, resolved.labels, processor)
+    return fit.with_memory(resolved, model_facts, count)
+
+
+def counter(recipe: Recipe, recipe_dir: Path, cluster: Cluster, labels: list[str] | None, processor: Any) -> fit.Count:
+    """What counts the activations of a stage: a run of the model on fake tensors, remembered for stages that are alike."""
+    found: dict[Any, Activations] = {}
+
+    def count(stage: plan.StagePlan) -> Activations:
+        settings, micro_size = stage.settings, stage.batch.micro_size
+        is_cast = stage.zero_stage > 0
+        key = (frozenset(stage.trained_names), micro_size, settings.precision, is_cast, settings.batch_norm)
+        if key not in found:
+            module = models.skeleton(recipe.model, recipe.task, labels, recipe_dir)
+            stages.apply(module, stage)
+            stages.set_modes(module, stage)
+            found[key] = activations.count(
+                module,
+                lambda: activations.inputs_of(recipe.task, processor, micro_size, recipe.data.max_length),
+                "cuda" if cluster.gpus_per_node else "cpu",
+                settings.precision,
+                is_cast=is_cast,
+            )
+        return found[key]
+
+    return count
 
 
 def _stage_problems(recipe: Recipe, cluster: Cluster, model_facts: ModelFacts | None) -> list[Problem]:
@@ -84,13 +111,16 @@ def _model_facts(
         return None
 
 
-def _check_task(recipe: Recipe, recipe_dir: Path, labels: list[str] | None, problems: list[Problem]) -> None:
-    """Whether the model's processor and its number of positions fit the task, before any rank stumbles over it."""
+def _checked_processor(recipe: Recipe, recipe_dir: Path, labels: list[str] | None, problems: list[Problem]) -> Any:
+    """The model's processor, if it and the number of positions fit the task; before any rank stumbles over it."""
     try:
         config = models.configuration(recipe.model, recipe.task, labels, recipe_dir)
-        tasks.bind(recipe.task, recipe.data, models.processor(recipe.model, recipe.task, recipe_dir), labels, config)
+        processor = models.processor(recipe.model, recipe.task, recipe_dir)
+        tasks.bind(recipe.task, recipe.data, processor, labels, config)
     except UserError as error:
         problems.append(_as_problem(error, "model.source"))
+        return None
+    return processor
 
 
 def _as_problem(error: UserError, otherwise: str) -> Problem:
