@@ -50,7 +50,7 @@ def count(
         arguments = inputs()
         if is_cast:
             arguments = {key: _cast(value, dtype) for key, value in arguments.items()}
-        saved = _Saved(module)
+        saved = SavedTensors(module)
         try:
             with _fused_attention(device), saved, low:
                 outputs = module(**arguments)
@@ -113,7 +113,7 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-class _Saved(torch.autograd.graph.saved_tensors_hooks):
+class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
     """Collects the storages that autograd saves, each once, without those of the module's own tensors."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -199,4 +199,3 @@ def _fused_attention(device: Device) -> Iterator[None]:
         yield
     finally:
         functional.scaled_dot_product_attention = original
-

@@ -66,18 +66,29 @@ def plan(
     gpu_memory: Annotated[str | None, typer.Option(help="Of each GPU, such as 80GiB.")] = None,
     host_memory: Annotated[str | None, typer.Option(help="Of each machine, such as 1TiB.")] = None,
     ranks: Annotated[int | None, typer.Option(min=1, help="Processes on each machine, when it has no GPU.")] = None,
+    explain: Annotated[str | None, typer.Option(metavar="STAGE", help="What takes this stage's memory.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a run would do: stages, parameters, learning rates, steps, batches. Downloads no weights."""
-    from launcher import cluster, plan_table, recipe_io
+    """Say what a run would do: stages, parameters, learning rates, steps, batches, memory. Downloads no weights.
+
+    Ends with code 3 if a stage does not fit the GPUs.
+    """
+    from launcher import cluster, memory_table, plan_table, recipe_io
+    from launcher.errors import EnvironmentProblem
     from launcher.plan import plan_json
 
     checked, origins = recipe_io.load_with_origins(recipe, overrides or ())
     machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks)
     from launcher import survey  # takes seconds to import: mistakes that need no model or data are told before
 
-    resolved = survey.prepare(checked, recipe.resolve().parent, machines, origins)
-    _print(plan_json(resolved) if as_json else plan_table.tables(resolved))
+    surveyed = survey.look(checked, recipe.resolve().parent, machines, origins)
+    resolved = surveyed.plan
+    if explain is not None and not as_json:
+        _print(memory_table.explained(resolved, explain))
+    else:
+        _print(plan_json(resolved) if as_json else plan_table.tables(resolved))
+    if missing := surveyed.shortage():
+        raise EnvironmentProblem(missing)
 
 
 @app.command()

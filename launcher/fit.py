@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from launcher import memory
 from launcher.cluster import Cluster
 from launcher.errors import RecipeError
-from launcher.memory import GIB, Activations, MemoryPlan, NotCounted
+from launcher.memory import GIB, Activations, MemoryPlan, ModelStates, NotCounted
 from launcher.parameters import ModelFacts, groups
 from launcher.plan import GroupPlan, RunPlan, StagePlan
 
@@ -71,7 +71,9 @@ def verdict(stage: StagePlan, cluster: Cluster, facts: ModelFacts, count: Count)
         return Verdict(found, None, f"needs {_gib(needed)}; how much {what} has is not known: say it with {unknown}")
     if needed > there:
         missing = f"{_gib(needed - there)} are missing"
-        return Verdict(found, False, f"needs {_gib(needed)} in the {found.peak_at} of the {_gib(there)} of {what}: {missing}")
+        return Verdict(
+            found, False, f"needs {_gib(needed)} in the {found.peak_at} of the {_gib(there)} of {what}: {missing}"
+        )
     if host_needed and cluster.host_memory_bytes is not None and host_needed > cluster.host_memory_bytes:
         missing = f"{_gib(host_needed - cluster.host_memory_bytes)} are missing"
         return Verdict(
@@ -81,23 +83,29 @@ def verdict(stage: StagePlan, cluster: Cluster, facts: ModelFacts, count: Count)
     return Verdict(found, True, f"needs {_gib(needed)} in the {found.peak_at} of the {_gib(there)} of {what}")
 
 
-def stage_memory(stage: StagePlan, cluster: Cluster, facts: ModelFacts, count: Count) -> MemoryPlan:
-    """Bytes per rank of a stage as it is planned."""
+def model_states(stage: StagePlan, facts: ModelFacts) -> ModelStates:
+    """What a stage holds on each rank whatever the size of its batch."""
     settings = stage.settings
     sizes = {parameter.name: parameter.numel for parameter in facts.parameters}
     trained = stage.trained_names
-    states = memory.model_states(
+    return memory.model_states(
         [[sizes[name] for name in group.names] for group in stage.groups],
         [size for name, size in sizes.items() if name not in trained],
-        memory.Sharding(
-            stage.zero_stage, stage.batch.ranks, settings.sharding.offload == "cpu", settings.precision
-        ),
+        memory.Sharding(stage.zero_stage, stage.batch.ranks, settings.sharding.offload == "cpu", settings.precision),
         memory.optimizer_states(settings.optimizer.kind, getattr(settings.optimizer, "momentum", 0.0)),
         stage.batch.accumulation,
-    )  # fmt: skip
+    )
+
+
+def stage_memory(stage: StagePlan, cluster: Cluster, facts: ModelFacts, count: Count) -> MemoryPlan:
+    """Bytes per rank of a stage as it is planned.
+
+    Raises:
+        NotCounted: its activations cannot be counted.
+    """
     evaluates = stage.evaluate_at_end or stage.evaluate_every_steps is not None
-    evaluated = (settings.evaluate.micro_size or 0) / stage.batch.micro_size if evaluates else 0.0
-    return memory.plan_memory(states, count(stage), evaluated, is_gpu=cluster.gpus_per_node > 0)
+    evaluated = (stage.settings.evaluate.micro_size or 0) / stage.batch.micro_size if evaluates else 0.0
+    return memory.plan_memory(model_states(stage, facts), count(stage), evaluated, is_gpu=cluster.gpus_per_node > 0)
 
 
 def _settled(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -> StagePlan:

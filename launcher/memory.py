@@ -78,7 +78,7 @@ class ModelStates:
 
     parameters: int = 0
     gradients: int = 0
-    """While they accumulate: all through the backward pass of every micro-batch but the first."""
+    """While they accumulate, between two micro-batches."""
     step_gradients: int = 0
     """While the optimizer steps."""
     masters: int = 0
@@ -163,8 +163,8 @@ def _zero12(
     Each group is flattened and padded to 2R elements; a rank owns 1/R of it. Parameters: s a padded element, s a frozen
     one. Masters: 4 an owned element, in fp32 too (``detach().clone()``). Optimizer state: 4 x states an owned element.
     Gradients, stage 1: s a trained element, whole, until the last micro-batch's are reduced. Stage 2: in fp32 and fp16
-    every parameter that overlaps the partition, whole, once more while the next micro-batch adds to it; in bf16 4 an
-    owned element (``_build_compact_grad_partition_buffer``). The step flattens one group's gradients at a time.
+    every parameter that overlaps the partition, whole, and a buffer as large for those of the next micro-batch; in bf16
+    4 an owned element (``_build_compact_grad_partition_buffer``). The step flattens one group's gradients at a time.
     Reduce buckets: one of 5e8 elements in stage 1, two in stage 2, from the first gradient to the end of the backward.
     Offload (``cpu_offload``): masters, state, gradients and a low-precision copy of the partition are on the host, and
     the accumulated gradients too if there are several micro-batches; the device has one buffer of the largest parameter.
@@ -191,10 +191,11 @@ def _zero12(
             step_gradients=0,
             host=sum(owned) * (FP32_BYTES * (2 + states) + s) + accumulated + largest,
         )
-    accumulated = reduced if is_compact or accumulation == 1 else 2 * reduced
+    if sharding.zero_stage == 2 and accumulation > 1 and not is_compact:
+        shared["buckets"] += reduced
     return ModelStates(
         **shared,
-        gradients=whole if sharding.zero_stage == 1 else accumulated,
+        gradients=whole if sharding.zero_stage == 1 else reduced,
         step_gradients=reduced + flattened,
         masters=FP32_BYTES * sum(owned),
         optimizer=FP32_BYTES * states * sum(owned),
@@ -302,7 +303,9 @@ def plan_memory(states: ModelStates, activations: Activations, evaluated_batches
         }
     for parts in moments.values():
         fixed = sum(kept.values()) + states.kept_buckets
-        parts["margin"] = CONTEXT_BYTES + int(FRAGMENTATION * (sum(parts.values()) - fixed)) if is_gpu else PROCESS_BYTES
+        parts["margin"] = (
+            CONTEXT_BYTES + int(FRAGMENTATION * (sum(parts.values()) - fixed)) if is_gpu else PROCESS_BYTES
+        )
     peak_at = max(moments, key=lambda name: sum(moments[name].values()))
     return MemoryPlan(
         peak_bytes=sum(moments[peak_at].values()),

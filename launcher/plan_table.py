@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from launcher import memory_table
 from launcher.plan import GroupPlan, RunPlan, StagePlan
 
 MOST_GROUPS = 10
@@ -27,7 +28,7 @@ def tables(plan: RunPlan) -> RenderableType:
         shown = ", ".join(plan.labels[:10]) + (f" and {len(plan.labels) - 10} more" if len(plan.labels) > 10 else "")
         share = f"; the most common is {data.majority:.1%} of the validation rows" if data.majority is not None else ""
         lines.append(f"{len(plan.labels)} labels: {shown}{share}")
-    return Group(Text("\n".join(lines)), _stages(plan), _rates(plan))
+    return Group(Text("\n".join(lines)), _stages(plan), *memory_table.rows(plan), _rates(plan))
 
 
 def _stages(plan: RunPlan) -> Table:

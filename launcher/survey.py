@@ -8,6 +8,7 @@ Called by the command line and, when a run was not started by it, by the first w
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,25 @@ _KEY = re.compile(r"(?:data|task|model|batch)(?:\.\w+)+")
 """A dotted path at the start of a message."""
 
 
+@dataclass(frozen=True)
+class Survey:
+    """A plan, and what it was made from."""
+
+    plan: plan.RunPlan
+    model: ModelFacts
+    count: fit.Count
+
+    def shortage(self) -> str | None:
+        """What to tell when a stage does not fit its GPUs; see `fit.shortage`."""
+        return fit.shortage(self.plan, self.model, self.count)
+
+
 def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins) -> plan.RunPlan:
+    """Resolve a recipe for a cluster; see `look`."""
+    return look(recipe, recipe_dir, cluster, origins).plan
+
+
+def look(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins) -> Survey:
     """Resolve a recipe for a cluster.
 
     Raises:
@@ -34,7 +53,9 @@ def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins
     problems: list[Problem] = []
     data_facts = _data_facts(recipe, recipe_dir, problems)
     model_facts = _model_facts(recipe, recipe_dir, data_facts, problems)
-    processor = _checked_processor(recipe, recipe_dir, data_facts.labels, problems) if model_facts and data_facts else None
+    processor = (
+        _checked_processor(recipe, recipe_dir, data_facts.labels, problems) if model_facts and data_facts else None
+    )
     resolved: plan.RunPlan | None = None
     if model_facts and data_facts:
         try:
@@ -47,7 +68,7 @@ def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins
         raise RecipeError(unique([_with_line(problem, origins) for problem in problems]))
     assert model_facts, "a plan is resolved from them"
     count = counter(recipe, recipe_dir, cluster, resolved.labels, processor)
-    return fit.with_memory(resolved, model_facts, count)
+    return Survey(fit.with_memory(resolved, model_facts, count), model_facts, count)
 
 
 def counter(recipe: Recipe, recipe_dir: Path, cluster: Cluster, labels: list[str] | None, processor: Any) -> fit.Count:

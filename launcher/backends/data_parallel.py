@@ -14,7 +14,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from launcher.backends.engine import Engine, Parts, StepResult, forget_accelerate
+from launcher.backends.engine import Engine, Parts, StepResult, forget_accelerate, state_tensors, storage_bytes
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -129,6 +129,14 @@ class DataParallelEngine(Engine):
 
     def describe(self) -> dict[str, Any]:
         return {"engine": type(self.wrapped).__name__, "zero_stage": 0, "offload": "none", "ranks": self.runtime.ranks}
+
+    def held(self) -> dict[str, int]:
+        return {
+            "parameters": storage_bytes(self.module.parameters()),
+            "gradients": storage_bytes(parameter.grad for parameter in self.module.parameters()),
+            "masters": 0,
+            "optimizer": storage_bytes(state_tensors(self.optimizer)),
+        }
 
     def close(self) -> None:
         self.accelerator.free_memory()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,11 +101,30 @@ class Engine(ABC):
     def describe(self) -> dict[str, Any]:
         """Engine class and sharding as built, for the log and the proof; not collective."""
 
+    @abstractmethod
+    def held(self) -> dict[str, int]:
+        """Bytes of this rank's tensors now: ``parameters``, ``gradients``, ``masters``, ``optimizer``; not collective.
+
+        What `memory.ModelStates` predicts, measured. Communication buffers are not in it.
+        """
+
     def close(self) -> None:
         """Free the memory; the engine cannot be used afterwards."""
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
+    """Bytes of the memory under some tensors, each piece once, however many of them are views of it."""
+    storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors if t is not None)}
+    return sum(storages.values())
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    """The per-element tensors of an optimizer's state, without its step counts."""
+    for state in optimizer.state.values():
+        yield from (value for value in state.values() if isinstance(value, torch.Tensor) and value.dim())
 
 
 def forget_accelerate() -> None:

@@ -27,7 +27,7 @@ from deepspeed.utils import (
 from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from launcher.backends.engine import Engine, Parts, StepResult, forget_accelerate
+from launcher.backends.engine import Engine, Parts, StepResult, forget_accelerate, state_tensors, storage_bytes
 from launcher.errors import UserError
 from launcher.plan import StagePlan
 
@@ -237,6 +237,23 @@ class ZeroEngine(Engine):
             "zero_stage": self.engine.zero_optimization_stage(),
             "offload": self.stage.settings.sharding.offload,
             "ranks": self.engine.world_size,
+        }
+
+    def held(self) -> dict[str, int]:
+        zero, parameters = self.engine.optimizer, list(self.module.parameters())
+        gradients: list[torch.Tensor | None] = [parameter.grad for parameter in parameters]
+        if self.stage.zero_stage == 3:
+            gradients.append(zero.grad_partitions_flat_buffer)
+            shards: list[Any] = [cast(Any, parameter).ds_tensor for parameter in parameters]
+        else:
+            kept = [*zero.averaged_gradients.values(), *zero.all_grad_tensors.values()]
+            gradients += [gradient for group in kept if group is not None for gradient in group]
+            shards = parameters
+        return {
+            "parameters": storage_bytes(shards),
+            "gradients": storage_bytes(gradients),
+            "masters": storage_bytes(flat for _, flat in self._flat_groups()),
+            "optimizer": storage_bytes(state_tensors(self.optimizer)),
         }
 
     def close(self) -> None:

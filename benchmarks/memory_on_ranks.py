@@ -1,0 +1,137 @@
+"""Run on each rank by `benchmarks.memory` and tests/integration/test_memory.py: predicted bytes beside measured ones.
+
+    python -m torch.distributed.run --nproc_per_node 2 -m benchmarks.memory_on_ranks CASES.json REPORT.json
+
+A case is a recipe's model and task, and one stage. Each is built as a run builds it, without weights (values do not
+matter here), and takes one optimizer step of two micro-batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from launcher import activations, backends, distributed, fit, memory, models, optim, plan, stages
+from launcher.backends import Parts
+from launcher.cluster import Cluster
+from launcher.data_facts import DataFacts
+from launcher.parameters import ModelFacts
+from launcher.recipe import Recipe
+
+VALUE = 0.01
+
+
+def planned(case: dict[str, Any], ranks: int) -> tuple[plan.RunPlan, ModelFacts]:
+    """The plan of a case for CPU ranks, as if it had rows."""
+    micro_size = case["micro_size"]
+    written = {
+        "name": "measured", "task": case["task"], "model": {"source": case["source"], "weights": "random"},
+        "data": {"source": "text" if case["task"]["kind"] == "causal-lm" else "csv", "files": "none",
+                 "max_length": case["length"]},
+    }  # fmt: skip
+    stage = {
+        "name": "one", "train": case["train"], "steps": 1, "precision": case["precision"],
+        "batch": {"global_size": 2 * micro_size * ranks, "micro_size": micro_size},
+        "optimizer": case["optimizer"], "sharding": {"strategy": case["strategy"]},
+    }  # fmt: skip
+    recipe = Recipe.model_validate_json(json.dumps(written | {"stages": [stage]}))
+    is_lm = recipe.task.kind == "causal-lm"
+    labels = None if is_lm else ["a", "b", "c"]
+    facts = models.facts(recipe.model, recipe.task, None if is_lm else 3, Path())
+    data = DataFacts(train_rows=100, validation_rows=0, test_rows=0, labels=labels, majority=None, columns=[])
+    cluster = Cluster(gpus_per_node=0, ranks_per_node=ranks)
+    return plan.resolve(recipe, ".", cluster, facts, data), facts
+
+
+def filled(run: plan.RunPlan, sharding: AbstractContextManager[Any] | None) -> nn.Module:
+    """The model of a case with the same value everywhere."""
+    recipe, stage = run.recipe, run.stages[0]
+    module = models.skeleton(recipe.model, recipe.task, run.labels, Path(), sharding)
+    if sharding is None:
+        module._apply(lambda t: torch.empty_like(t, device="cpu") if t.is_meta else t)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            getattr(parameter, "ds_tensor", parameter).data.fill_(VALUE)
+    stages.apply(module, stage)
+    stages.set_modes(module, stage)
+    return module
+
+
+def predicted(run: plan.RunPlan, facts: ModelFacts, inputs: dict[str, torch.Tensor]) -> dict[str, int]:
+    """What `memory` and `activations` say of the case."""
+    recipe, stage = run.recipe, run.stages[0]
+    states = fit.model_states(stage, facts)
+    shapes = {name: (value.shape, value.dtype) for name, value in inputs.items()}
+    module = models.skeleton(recipe.model, recipe.task, run.labels, Path())
+    stages.apply(module, stage)
+    stages.set_modes(module, stage)
+    counted = activations.count(
+        module,
+        lambda: {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()},
+        "cpu",
+        stage.settings.precision,
+        is_cast=stage.zero_stage > 0,
+    )
+    return dataclasses.asdict(states) | {"activations": counted.saved}
+
+
+def measured(run: plan.RunPlan, runtime: distributed.Runtime, inputs: dict[str, torch.Tensor]) -> dict[str, int]:
+    """The bytes that this rank really holds: gradients between two micro-batches, the rest after the step."""
+    stage = run.stages[0]
+    engine = backends.build(
+        Parts(
+            stage=stage, runtime=runtime, load_module=lambda sharding: filled(run, sharding),
+            make_optimizer=lambda module: optim.build(stage, module, {}), clipped_step=optim.clipped_step,
+            start_tensor=lambda name: torch.full(sizes[name], VALUE),
+        )
+    )  # fmt: skip
+    gradients = saved_bytes = 0
+    for last in (False, True):
+        saved = activations.SavedTensors(engine.module)
+        with engine.accumulate(last=last):
+            with saved:
+                outputs = engine.forward(inputs)
+                logits = getattr(outputs, "logits", outputs)
+            engine.backward(logits.float().pow(2).mean())
+        if not last:
+            gradients, saved_bytes = engine.held()["gradients"], saved.num_bytes
+    engine.step()
+    held = engine.held()
+    engine.close()
+    # Under ZeRO-3 autograd saves the gathered weights too, which no parameter holds later: they are counted as live.
+    activated = {"activations": saved_bytes} if stage.zero_stage < 3 else {}
+    return held | {"gradients": gradients} | activated
+
+
+sizes: dict[str, tuple[int, ...]] = {}
+
+
+def main() -> None:
+    runtime = distributed.start()
+    cases, report = json.loads(Path(sys.argv[1]).read_text()), []
+    for case in cases:
+        run, facts = planned(case, runtime.ranks)
+        sizes.update({parameter.name: parameter.shape for parameter in facts.parameters})
+        spec = None
+        if run.recipe.task.kind == "image-classification":
+            spec = models.processor(run.recipe.model, run.recipe.task, Path())
+        inputs = activations.inputs_of(run.recipe.task, spec, case["micro_size"], case["length"])
+        of_all_ranks = runtime.gather(measured(run, runtime, inputs))
+        most = {name: max(one[name] for one in of_all_ranks) for name in of_all_ranks[0]}
+        if runtime.is_first:
+            report.append(case | {"predicted": predicted(run, facts, inputs), "measured": most})
+    if runtime.is_first:
+        Path(sys.argv[2]).write_text(json.dumps(report))
+    runtime.barrier()
+    runtime.close()
+
+
+if __name__ == "__main__":
+    main()

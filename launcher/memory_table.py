@@ -1,0 +1,88 @@
+"""A plan's memory for people: one row a stage, and the breakdown of one stage with bars.
+
+Owns the layout of what `fit` found; `plan.plan_json` is the same for programs. Decides nothing.
+"""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from launcher.errors import UserError
+from launcher.memory import GIB
+from launcher.plan import RunPlan, StagePlan
+
+BAR_WIDTH = 40
+FITS = {True: "fits", False: "does not fit", None: "not known"}
+
+
+def rows(plan: RunPlan) -> list[RenderableType]:
+    """The memory of all stages, and why where it is not plain; nothing where none was estimated."""
+    if not any(stage.memory or stage.why for stage in plan.stages):
+        return []
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("stage")
+    for name in ("GiB a rank at the peak", "of", "in the", "model and optimizer", "activations", "loss", "host GiB"):
+        table.add_column(name, justify="left" if name == "in the" else "right")
+    table.add_column("")
+    for stage in plan.stages:
+        table.add_row(*map(Text, _row(plan, stage)))
+    told = [f"{stage.name}: {stage.why}" for stage in plan.stages if stage.fits is not True or "auto took" in stage.why]
+    return [table, Text("\n".join(told))] if told else [table]
+
+
+def explained(plan: RunPlan, name: str) -> RenderableType:
+    """What takes the memory of one stage, in each of its moments.
+
+    Raises:
+        UserError: the plan has no such stage, or its memory is not estimated.
+    """
+    found = next((stage for stage in plan.stages if stage.name == name), None)
+    if found is None:
+        raise UserError(f"--explain {name}: the stages are {', '.join(stage.name for stage in plan.stages)}")
+    if found.memory is None:
+        raise UserError(f"--explain {name}: {found.why or 'its memory is not estimated'}")
+    blocks: list[RenderableType] = [Text(f"{name}: {found.why}")]
+    for moment, parts in found.memory.moments.items():
+        blocks.append(_moment(moment, parts, found.memory.peak_bytes, is_peak=moment == found.memory.peak_at))
+    if found.memory.host_bytes:
+        blocks.append(Text(f"host memory: {_gib(found.memory.host_bytes)} GiB a rank"))
+    return Group(*blocks)
+
+
+def _row(plan: RunPlan, stage: StagePlan) -> tuple[str, ...]:
+    memory = stage.memory
+    if memory is None:
+        return stage.name, *[""] * 7, FITS[None]
+    cluster = plan.cluster
+    there = cluster.gpu_memory_bytes
+    if not cluster.gpus_per_node and cluster.host_memory_bytes:
+        there = cluster.host_memory_bytes // cluster.ranks_per_node
+    states = memory.parameters_bytes + memory.gradients_bytes + memory.master_bytes + memory.optimizer_bytes
+    return (
+        stage.name,
+        _gib(memory.peak_bytes),
+        _gib(there) if there else "?",
+        memory.peak_at,
+        _gib(states),
+        _gib(memory.activations_bytes),
+        _gib(memory.logits_bytes),
+        _gib(memory.host_bytes) if memory.host_bytes else "",
+        FITS[stage.fits],
+    )
+
+
+def _moment(name: str, parts: dict[str, int], widest: int, *, is_peak: bool) -> Table:
+    total = sum(parts.values())
+    title = f"{name}, the peak: {_gib(total)} GiB" if is_peak else f"{name}: {_gib(total)} GiB"
+    table = Table(box=None, pad_edge=False, show_header=False, title=title, title_justify="left")
+    for part, num_bytes in sorted(parts.items(), key=lambda item: -item[1]):
+        bar = "█" * round(BAR_WIDTH * num_bytes / widest)
+        table.add_row(Text(f"  {part}"), Text(_gib(num_bytes), justify="right"), Text(bar))
+    return table
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f}" if num_bytes >= GIB / 100 or not num_bytes else f"{num_bytes / GIB:.1g}"
