@@ -1,7 +1,7 @@
 """Predicted and measured bytes of real models on two CPU ranks: prints the tables of docs/memory.md.
 
-    python -m benchmarks.memory                 model states and activations of MiniLM and ResNet-18
-    python -m benchmarks.memory --process       resident memory of a rank before its first model
+python -m benchmarks.memory                 model states and activations of MiniLM and ResNet-18
+python -m benchmarks.memory --process       resident memory of a rank before its first model
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher import activations, backends, distributed, fit, memory, models, optim, plan, stages
+from launcher import activations, backends, distributed, fit, models, optim, plan, stages
 from launcher.backends import Parts
 from launcher.cluster import Cluster
 from launcher.data_facts import DataFacts

@@ -66,6 +66,7 @@ def plan(
     gpu_memory: Annotated[str | None, typer.Option(help="Of each GPU, such as 80GiB.")] = None,
     host_memory: Annotated[str | None, typer.Option(help="Of each machine, such as 1TiB.")] = None,
     ranks: Annotated[int | None, typer.Option(min=1, help="Processes on each machine, when it has no GPU.")] = None,
+    model_config: Annotated[Path | None, typer.Option(help="A config.json to take instead of the model's own.")] = None,
     explain: Annotated[str | None, typer.Option(metavar="STAGE", help="What takes this stage's memory.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -73,22 +74,24 @@ def plan(
 
     Ends with code 3 if a stage does not fit the GPUs.
     """
-    from launcher import cluster, memory_table, plan_table, recipe_io
+    from launcher import assumed, cluster, memory_table, plan_table, recipe_io
     from launcher.errors import EnvironmentProblem
     from launcher.plan import plan_json
 
     checked, origins = recipe_io.load_with_origins(recipe, overrides or ())
     machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks)
+    assumed.stay_offline_without_hub(checked)
     from launcher import survey  # takes seconds to import: mistakes that need no model or data are told before
 
-    surveyed = survey.look(checked, recipe.resolve().parent, machines, origins)
-    resolved = surveyed.plan
-    if explain is not None and not as_json:
-        _print(memory_table.explained(resolved, explain))
-    else:
-        _print(plan_json(resolved) if as_json else plan_table.tables(resolved))
-    if missing := surveyed.shortage():
-        raise EnvironmentProblem(missing)
+    with survey.foresee(checked, recipe.resolve().parent, machines, origins, model_config) as seen:
+        for assumption in seen.assumptions:
+            print(f"thawline: assumed, without the hub: {assumption}", file=sys.stderr)
+        if as_json:
+            _print(plan_json(seen.plan))
+        else:
+            _print(memory_table.explained(seen.plan, explain) if explain else plan_table.tables(seen.plan))
+        if missing := seen.shortage():
+            raise EnvironmentProblem(missing)
 
 
 @app.command()

@@ -10,7 +10,6 @@ states are compared with the bytes that real ranks hold in tests/integration/tes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 

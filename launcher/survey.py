@@ -7,15 +7,19 @@ Called by the command line and, when a run was not started by it, by the first w
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from launcher import activations, data, fit, models, plan, stages, tasks
+from launcher import activations, assumed, data, fit, models, plan, stages, tasks
 from launcher.cluster import Cluster
 from launcher.data_facts import DataFacts
-from launcher.errors import Problem, RecipeError, UserError
+from launcher.errors import EnvironmentProblem, Problem, RecipeError, UserError
 from launcher.memory import Activations
 from launcher.parameters import ModelFacts, groups
 from launcher.recipe import Recipe
@@ -32,6 +36,8 @@ class Survey:
     plan: plan.RunPlan
     model: ModelFacts
     count: fit.Count
+    assumptions: list[str]
+    """What was taken for granted because the hub could not be asked; see `assumed`."""
 
     def shortage(self) -> str | None:
         """What to tell when a stage does not fit its GPUs; see `fit.shortage`."""
@@ -39,23 +45,62 @@ class Survey:
 
 
 def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins) -> plan.RunPlan:
-    """Resolve a recipe for a cluster; see `look`."""
-    return look(recipe, recipe_dir, cluster, origins).plan
-
-
-def look(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins) -> Survey:
     """Resolve a recipe for a cluster.
 
     Raises:
         RecipeError: the data or the model are not what the recipe says; a pattern matches nothing; sizes do not divide.
         EnvironmentProblem: the cluster lacks what the recipe asks for, or the hub cannot be reached.
     """
+    return _look(recipe, recipe, recipe_dir, cluster, origins, None).plan
+
+
+@contextmanager
+def foresee(
+    recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins, model_config: Path | None = None
+) -> Iterator[Survey]:
+    """As `prepare`, for looking alone: where the hub cannot be reached, what `assumed` knows takes its place.
+
+    Args:
+        model_config: a config.json to take instead of the model's own.
+
+    Raises:
+        RecipeError, EnvironmentProblem: see `prepare`.
+        UserError: ``model_config`` is none.
+    """
+    assumptions: list[str] = []
+    with TemporaryDirectory() as folder:
+        built = recipe
+        if model_config or not _has_configuration(recipe, recipe_dir):
+            config = assumed.configuration(recipe.model.source, model_config)
+            if config is not None:
+                (Path(folder) / "config.json").write_text(json.dumps(config))
+                model = recipe.model.model_copy(update={"source": folder, "revision": None})
+                built = recipe.model_copy(update={"model": model})
+                origin = str(model_config) if model_config else "the table of configurations that thawline ships"
+                assumptions.append(f"the sizes of {recipe.model.source} are those of {origin}")
+        yield _look(recipe, built, recipe_dir, cluster, origins, assumptions)
+
+
+def _has_configuration(recipe: Recipe, recipe_dir: Path) -> bool:
+    try:
+        models.configuration(recipe.model, recipe.task, None, recipe_dir)
+    except EnvironmentProblem:
+        return False
+    except UserError:  # `_look` tells it, with its line
+        return True
+    return True
+
+
+def _look(
+    recipe: Recipe, built: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins, assumptions: list[str] | None
+) -> Survey:
+    """``built`` is the recipe with the model that is looked at in its place; ``assumptions``: None where none may be."""
     problems: list[Problem] = []
-    data_facts = _data_facts(recipe, recipe_dir, problems)
-    model_facts = _model_facts(recipe, recipe_dir, data_facts, problems)
-    processor = (
-        _checked_processor(recipe, recipe_dir, data_facts.labels, problems) if model_facts and data_facts else None
-    )
+    data_facts = _data_facts(recipe, recipe_dir, problems, assumptions)
+    model_facts = _model_facts(built, recipe_dir, data_facts, problems)
+    processor = None
+    if model_facts and data_facts and built is recipe:
+        processor = _checked_processor(recipe, recipe_dir, data_facts.labels, problems)
     resolved: plan.RunPlan | None = None
     if model_facts and data_facts:
         try:
@@ -67,12 +112,12 @@ def look(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins) -
     if problems or resolved is None:
         raise RecipeError(unique([_with_line(problem, origins) for problem in problems]))
     assert model_facts, "a plan is resolved from them"
-    count = counter(recipe, recipe_dir, cluster, resolved.labels, processor)
-    return Survey(fit.with_memory(resolved, model_facts, count), model_facts, count)
+    count = counter(built, recipe_dir, cluster, resolved.labels, processor)
+    return Survey(fit.with_memory(resolved, model_facts, count), model_facts, count, assumptions or [])
 
 
 def counter(recipe: Recipe, recipe_dir: Path, cluster: Cluster, labels: list[str] | None, processor: Any) -> fit.Count:
-    """What counts the activations of a stage: a run of the model on fake tensors, remembered for stages that are alike."""
+    """What counts the activations of a stage, by a run of the model on fake tensors; it remembers stages that are alike."""
     found: dict[Any, Activations] = {}
 
     def count(stage: plan.StagePlan) -> Activations:
@@ -111,9 +156,17 @@ def _stage_problems(recipe: Recipe, cluster: Cluster, model_facts: ModelFacts | 
     return problems
 
 
-def _data_facts(recipe: Recipe, recipe_dir: Path, problems: list[Problem]) -> DataFacts | None:
+def _data_facts(
+    recipe: Recipe, recipe_dir: Path, problems: list[Problem], assumptions: list[str] | None
+) -> DataFacts | None:
     try:
         return data.load(recipe.data, recipe.task, recipe_dir).facts()
+    except EnvironmentProblem:
+        facts = assumed.data_facts(recipe) if assumptions is not None else None
+        if facts is None or assumptions is None:
+            raise
+        assumptions.append(f"the data has the {recipe.data.limit:,} rows of data.limit")
+        return facts
     except UserError as error:
         problems.append(_as_problem(error, "data"))
         return None

@@ -1,0 +1,151 @@
+"""Activations counted on fake tensors against the bytes that autograd saves in a real pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+import transformers
+from accelerate import init_empty_weights
+from torch import nn
+
+from launcher import activations
+from launcher.activations import SavedTensors
+from launcher.memory import NotCounted
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+WORDS = {"vocab_size": 200, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+
+
+def bert() -> nn.Module:
+    return transformers.AutoModelForSequenceClassification.from_config(transformers.BertConfig(**TINY, **WORDS))
+
+
+def bert_without_dropout() -> nn.Module:
+    config = transformers.BertConfig(**TINY, **WORDS, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return transformers.AutoModelForSequenceClassification.from_config(config)
+
+
+def gpt2() -> nn.Module:
+    return transformers.AutoModelForCausalLM.from_config(
+        transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, **WORDS)
+    )
+
+
+def llama() -> nn.Module:
+    return transformers.AutoModelForCausalLM.from_config(
+        transformers.LlamaConfig(**TINY, num_key_value_heads=2, **WORDS)
+    )
+
+
+def vit() -> nn.Module:
+    return transformers.AutoModelForImageClassification.from_config(
+        transformers.ViTConfig(**TINY, image_size=32, patch_size=8)
+    )
+
+
+TEXT = {"bert": bert, "bert without dropout": bert_without_dropout, "gpt2": gpt2, "llama": llama}
+IMAGES: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "vit": ("pixel_values", vit),
+    "resnet18": ("x", lambda: torchvision.models.resnet18(num_classes=3)),
+}
+
+
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    with init_empty_weights(include_buffers=False):
+        return build().train()
+
+
+def texts(batch_size: int, length: int) -> dict[str, torch.Tensor]:
+    """A batch with padding, as a tokenizer gives it."""
+    mask = torch.ones(batch_size, length, dtype=torch.int64)
+    mask[0, -2:] = 0
+    return {"input_ids": torch.ones(batch_size, length, dtype=torch.int64), "attention_mask": mask}
+
+
+def really_saved(module: nn.Module, inputs: dict[str, torch.Tensor], *, low: bool = False) -> int:
+    saved = SavedTensors(module)
+    with saved, torch.autocast("cpu", torch.bfloat16, enabled=low):
+        outputs = module(**inputs)
+    assert getattr(outputs, "logits", outputs).requires_grad
+    return saved.num_bytes
+
+
+@pytest.mark.parametrize(("batch_size", "length"), [(1, 9), (2, 16), (3, 40)])
+@pytest.mark.parametrize("name", TEXT)
+def test_texts(name: str, batch_size: int, length: int) -> None:
+    counted = activations.count(
+        on_meta(TEXT[name]), lambda: activations.text_inputs(batch_size, length), "cpu", "fp32", is_cast=False
+    )
+    measured = really_saved(TEXT[name]().train(), texts(batch_size, length))
+    assert counted.saved == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize(("batch_size", "side"), [(2, 32), (3, 32), (5, 32)])
+@pytest.mark.parametrize("name", IMAGES)
+def test_images(name: str, batch_size: int, side: int) -> None:
+    argument, build = IMAGES[name]
+
+    def inputs() -> dict[str, torch.Tensor]:
+        return {argument: torch.zeros(batch_size, 3, side, side)}
+
+    counted = activations.count(on_meta(build), inputs, "cpu", "fp32", is_cast=False)
+    assert counted.saved == pytest.approx(really_saved(build().train(), inputs()), rel=0.01)
+
+
+@pytest.mark.parametrize("is_cast", [True, False], ids=["bf16 module", "autocast"])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_low_precision(name: str, is_cast: bool) -> None:
+    """Autocast saves its 16-bit copies of the weights too; a module that is in 16 bits itself has none."""
+    counted = activations.count(
+        on_meta(TEXT[name]), lambda: activations.text_inputs(2, 16), "cpu", "bf16", is_cast=is_cast
+    )
+    module = TEXT[name]().train()
+    if is_cast:
+        module = module.bfloat16()
+    assert counted.saved == pytest.approx(really_saved(module, texts(2, 16), low=not is_cast), rel=0.01)
+
+
+def test_what_is_frozen_saves_less() -> None:
+    module, real = on_meta(bert), bert().train()
+    for each in (module, real):
+        for name, parameter in each.named_parameters():
+            parameter.requires_grad_(name.startswith(("classifier", "bert.pooler", "bert.encoder.layer.1.")))
+    counted = activations.count(module, lambda: activations.text_inputs(2, 16), "cpu", "fp32", is_cast=False)
+    measured = really_saved(real, texts(2, 16))
+    assert counted.saved == pytest.approx(measured, rel=0.01)
+    assert counted.saved < 0.7 * really_saved(bert().train(), texts(2, 16))
+
+
+def test_a_gpu_never_stores_the_scores_of_attention() -> None:
+    """Twice the length is twice the activations; with the scores of BERT's dropped attention on the CPU it is more."""
+
+    def ratio(device: Any) -> float:
+        short, long = (
+            activations.count(
+                on_meta(gpt2), lambda length=length: activations.text_inputs(2, length), device, "fp32", is_cast=False
+            ).saved
+            for length in (256, 512)
+        )  # fmt: skip
+        return long / short
+
+    assert ratio("cpu") > 3
+    assert ratio("cuda") < 2.6  # what grows with the square is the mask
+
+
+def test_logits_are_told_apart() -> None:
+    counted = activations.count(on_meta(llama), lambda: activations.text_inputs(2, 16), "cpu", "bf16", is_cast=True)
+    assert counted.logits == 2 * 16 * 200
+    assert counted.logits_forward == 4 * counted.logits, "the loss is taken in fp32"
+
+
+def test_a_model_that_looks_at_values_is_not_counted() -> None:
+    class Curious(nn.Linear):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return super().forward(input_ids.float()) if bool(input_ids.sum() > 0) else self.weight
+
+    with pytest.raises(NotCounted, match="Curious has no forward without values"):
+        activations.count(Curious(8, 2), lambda: activations.text_inputs(1, 8), "cpu", "fp32", is_cast=False)
