@@ -1,8 +1,8 @@
 """What a forward pass keeps for the backward: counted exactly, for any model, without weights and without a GPU.
 
 Owns the run of a model on fake tensors, which have shapes and dtypes and no memory, under hooks that see every tensor
-autograd saves. So widths, heads, frozen layers, autocast and checkpointing need no table of architectures. The result is
-compared with real passes in tests/unit/test_activations.py. Called by `survey`; `memory` does arithmetic with it.
+autograd saves. So widths, heads, frozen layers, autocast and checkpointing need no table of architectures. The result
+is compared with real passes in tests/unit/test_activations.py. Called by `survey`; `memory` does arithmetic with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from launcher.image_spec import ImageSpec
-from launcher.memory import Activations, NotCounted
+from launcher.memory_peak import Activations, NotCounted
 from launcher.recipe import ImageClassification, Task
 
 Device = Literal["cpu", "cuda"]

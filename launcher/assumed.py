@@ -102,7 +102,7 @@ def data_facts(recipe: Recipe) -> DataFacts | None:
 
 
 def stay_offline_without_hub(recipe: Recipe) -> None:
-    """Spare a plan the libraries' retries, which take a minute, if the recipe needs the hub and it cannot be reached."""
+    """Spare a plan the libraries' retries, a minute of them, if the recipe needs the hub and it cannot be reached."""
     is_path = recipe.model.source.startswith((".", "/", "~", "package:", "torchvision:"))
     if (is_path and not isinstance(recipe.data, HubData)) or any(os.environ.get(name) for name in PROXIES):
         return

@@ -1,8 +1,8 @@
 """Whether each stage fits the memory there is, and if not what would.
 
 Owns the way from a planned stage to `memory`'s numbers, the choice behind ``sharding.strategy: auto`` on GPUs, and the
-words in which the plan says why. Pure: `survey` hands it a function that counts activations. Refuses no run: an estimate
-is told, and ``thawline plan`` alone makes an exit code of it.
+words in which the plan says why. Pure: `survey` hands it a function that counts activations. Refuses no run: an
+estimate is told, and ``thawline plan`` alone makes an exit code of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from launcher import memory
 from launcher.cluster import Cluster
 from launcher.errors import RecipeError
-from launcher.memory import GIB, Activations, MemoryPlan, ModelStates, NotCounted
+from launcher.memory import ModelStates
+from launcher.memory_peak import GIB, Activations, MemoryPlan, NotCounted, plan_memory
 from launcher.parameters import ModelFacts, groups
 from launcher.plan import GroupPlan, RunPlan, StagePlan
 
@@ -37,7 +38,7 @@ class Verdict:
 
 
 def with_memory(plan: RunPlan, facts: ModelFacts, count: Count) -> RunPlan:
-    """The plan with each stage's memory; where the recipe leaves the strategy open on GPUs, with the first that fits."""
+    """The plan with each stage's memory; where the recipe leaves the strategy open on GPUs, the first that fits."""
     return plan.model_copy(update={"stages": [_settled(plan, stage, facts, count) for stage in plan.stages]})
 
 
@@ -105,7 +106,7 @@ def stage_memory(stage: StagePlan, cluster: Cluster, facts: ModelFacts, count: C
     """
     evaluates = stage.evaluate_at_end or stage.evaluate_every_steps is not None
     evaluated = (stage.settings.evaluate.micro_size or 0) / stage.batch.micro_size if evaluates else 0.0
-    return memory.plan_memory(model_states(stage, facts), count(stage), evaluated, is_gpu=cluster.gpus_per_node > 0)
+    return plan_memory(model_states(stage, facts), count(stage), evaluated, is_gpu=cluster.gpus_per_node > 0)
 
 
 def _settled(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -> StagePlan:

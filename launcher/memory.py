@@ -1,7 +1,7 @@
-"""How many bytes a rank needs: parameters, gradients, masters, optimizer state, buffers, and the peak over a step.
+"""How many bytes of model states a rank holds: parameters, gradients, masters, optimizer state, buffers.
 
-Owns the arithmetic, as pure functions of numbers. It knows no recipe, no model and no torch: `fit` brings the numbers of
-a stage, `activations` counts what the forward pass keeps. Every formula names what it was read from; those of the model
+Owns the arithmetic, as pure functions of numbers. It knows no recipe, no model and no torch: `fit` brings the numbers
+of a stage, `memory_peak` adds what depends on the batch. Every formula names what it was read from; those of the model
 states are compared with the bytes that real ranks hold in tests/integration/test_memory.py.
 
 "DeepSpeed" below is deepspeed 0.19.8 under the configuration of `backends.zero`: its defaults, contiguous gradients,
@@ -13,10 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
-
 FP32_BYTES = 4
-GIB = 2**30
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 STATES_PER_ELEMENT = {"adamw": 2, "adam": 2, "sgd": 1}
 """fp32 tensors of the parameter's shape that the optimizer keeps; sgd: if it has momentum."""
@@ -31,21 +28,6 @@ SUB_GROUP_ELEMENTS = 1_000_000_000
 """sub_group_size: how much of a rank's partition ZeRO-3 steps at once."""
 FLAT_ALIGNMENT = 2
 """nccl_start_alignment_factor: stages 1 and 2 pad each flat group to a multiple of it times the ranks."""
-
-CONTEXT_BYTES = 1 * GIB
-"""Of a GPU process before its first tensor: CUDA context, loaded kernels, cuBLAS workspace, NCCL's buffers. transformers'
-documentation measures 1.3 GB with all kernels loaded ("Model training anatomy"); CUDA loads them lazily since 12.2. An
-assumption: no GPU was at hand to measure it."""
-PROCESS_BYTES = 850 * 2**20
-"""Resident memory of a CPU rank before its first model: measured, `python -m benchmarks.memory --process`."""
-FRAGMENTATION = 0.05
-"""Share of what is taken and freed in each step that the caching allocator cannot use again. An assumption as well."""
-LOGITS_BYTES_PER_ELEMENT = 12
-"""In the backward of the loss: the saved log-probabilities and the gradients before and after the log-softmax, in fp32."""
-
-
-class NotCounted(Exception):
-    """The activations of this model cannot be counted; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -93,22 +75,6 @@ class ModelStates:
     live: int = 0
     """ZeRO-3: parameters that are whole at one time, beside this rank's shards."""
     host: int = 0
-
-
-@dataclass(frozen=True)
-class Activations:
-    """What a micro-batch's forward pass leaves behind; see `activations.count`."""
-
-    saved: int = 0
-    """Bytes that autograd keeps for the backward."""
-    largest: int = 0
-    """Bytes of the largest tensor among them."""
-    logits: int = 0
-    """Elements of the logits, if there is a backward through them."""
-    logits_forward: int = 0
-    """Bytes of the logits as a loss without a backward has them, in fp32 at least."""
-    buffers: int = 0
-    """Bytes of the module's buffers."""
 
 
 def optimizer_states(kind: str, momentum: float = 0.0) -> int:
@@ -166,7 +132,7 @@ def _zero12(
     4 an owned element (``_build_compact_grad_partition_buffer``). The step flattens one group's gradients at a time.
     Reduce buckets: one of 5e8 elements in stage 1, two in stage 2, from the first gradient to the end of the backward.
     Offload (``cpu_offload``): masters, state, gradients and a low-precision copy of the partition are on the host, and
-    the accumulated gradients too if there are several micro-batches; the device has one buffer of the largest parameter.
+    the accumulated gradients too if there are several micro-batches; the device has a buffer of the largest parameter.
     """
     s, ranks = sharding.engine_bytes, sharding.ranks
     padded = [_round_up(sum(group), FLAT_ALIGNMENT * ranks) for group in groups]
@@ -177,27 +143,26 @@ def _zero12(
     flattened = 0 if is_compact else FP32_BYTES * max(owned, default=0)
     num_buckets = 1 if sharding.zero_stage == 1 else 2
     whole = s * _sum(groups)
-    shared = {
-        "parameters": s * (sum(padded) + sum(frozen)),
-        "buckets": num_buckets * s * REDUCE_BUCKET_ELEMENTS if groups else 0,
-    }
+    parameters = s * (sum(padded) + sum(frozen))
+    buckets = num_buckets * s * REDUCE_BUCKET_ELEMENTS if groups else 0
     if sharding.offload:
         largest = s * _largest(groups)
         accumulated = overlapping if accumulation > 1 else 0
         return ModelStates(
-            **shared | {"buckets": shared["buckets"] + largest},
+            parameters=parameters,
             gradients=whole if sharding.zero_stage == 1 else largest,
-            step_gradients=0,
+            buckets=buckets + largest,
             host=sum(owned) * (FP32_BYTES * (2 + states) + s) + accumulated + largest,
         )
     if sharding.zero_stage == 2 and accumulation > 1 and not is_compact:
-        shared["buckets"] += reduced
+        buckets += reduced
     return ModelStates(
-        **shared,
+        parameters=parameters,
         gradients=whole if sharding.zero_stage == 1 else reduced,
         step_gradients=reduced + flattened,
         masters=FP32_BYTES * sum(owned),
         optimizer=FP32_BYTES * states * sum(owned),
+        buckets=buckets,
     )
 
 
@@ -237,88 +202,6 @@ def _zero3(groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sha
         buckets=bucket,
         kept_buckets=bucket,
         live=s * (persistent + live),
-    )
-
-
-class MemoryPlan(BaseModel):
-    """Bytes of one rank in one stage. The categories are the most that each takes; they do not all peak together."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    peak_bytes: int
-    """The largest of ``moments``."""
-    peak_at: str
-    """Which of them: backward, step or evaluation."""
-    parameters_bytes: int
-    gradients_bytes: int
-    master_bytes: int
-    """fp32 copies of trained parameters."""
-    optimizer_bytes: int
-    activations_bytes: int
-    """What autograd saves in one micro-batch, without the loss."""
-    logits_bytes: int
-    """The loss over the labels or the vocabulary, and its gradients."""
-    buffers_bytes: int
-    """Communication buckets, gathered parameters, buffers of the module, gradients on their way."""
-    margin_bytes: int
-    """For what is not counted: CUDA's context and fragmentation, or a CPU rank's process."""
-    host_bytes: int
-    """Of this rank in host memory, because of offload."""
-    moments: dict[str, dict[str, int]]
-    """Moment -> category -> bytes alive then."""
-
-
-def plan_memory(states: ModelStates, activations: Activations, evaluated_batches: float, *, is_gpu: bool) -> MemoryPlan:
-    """The peak of a stage over the moments in which most is alive.
-
-    - backward: at its beginning, when all activations and the loss are there, and the gradients of earlier micro-batches.
-      Gradients take the place of activations after that; for a lone micro-batch under ddp on one rank or zero1, whose
-      gradients come into being meanwhile, both are counted whole, which is too much by the smaller of the two at most.
-    - step: no activations; the gradients in the form in which the optimizer reads them.
-    - evaluation: no activations and no gradients but those that are never freed; ``evaluated_batches`` times the
-      logits, as they come, in fp32 and through the log-softmax. 0 without an evaluation.
-
-    Two tensors as large as the largest saved one are on their way in each pass: a gradient, and what is made of it.
-    """
-    passing = activations.buffers + 2 * activations.largest
-    kept = {"parameters": states.parameters, "masters": states.masters, "optimizer": states.optimizer}
-    logits = LOGITS_BYTES_PER_ELEMENT * activations.logits
-    moments = {
-        "backward": kept
-        | {
-            "gradients": states.gradients,
-            "activations": activations.saved,
-            "logits": logits,
-            "buffers": states.buckets + states.live + passing,
-        },
-        "step": kept
-        | {"gradients": states.step_gradients, "buffers": states.kept_buckets + states.live + activations.buffers},
-    }
-    if evaluated_batches:
-        moments["evaluation"] = kept | {
-            "gradients": states.gradients if states.keeps_gradients else 0,
-            "logits": int(2 * evaluated_batches * activations.logits_forward),
-            "buffers": states.kept_buckets + states.live + passing,
-        }
-    for parts in moments.values():
-        fixed = sum(kept.values()) + states.kept_buckets
-        parts["margin"] = (
-            CONTEXT_BYTES + int(FRAGMENTATION * (sum(parts.values()) - fixed)) if is_gpu else PROCESS_BYTES
-        )
-    peak_at = max(moments, key=lambda name: sum(moments[name].values()))
-    return MemoryPlan(
-        peak_bytes=sum(moments[peak_at].values()),
-        peak_at=peak_at,
-        parameters_bytes=states.parameters,
-        gradients_bytes=max(states.gradients, states.step_gradients),
-        master_bytes=states.masters,
-        optimizer_bytes=states.optimizer,
-        activations_bytes=activations.saved,
-        logits_bytes=max(logits, moments.get("evaluation", {}).get("logits", 0)),
-        buffers_bytes=max(parts["buffers"] for parts in moments.values()),
-        margin_bytes=moments[peak_at]["margin"],
-        host_bytes=states.host,
-        moments=moments,
     )
 
 

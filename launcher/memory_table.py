@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.errors import UserError
-from launcher.memory import GIB
+from launcher.memory_peak import GIB
 from launcher.plan import RunPlan, StagePlan
 
 BAR_WIDTH = 40

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from launcher.cluster import Cluster
 from launcher.data_facts import DataFacts
 from launcher.errors import EnvironmentProblem, Problem, RecipeError
-from launcher.memory import MemoryPlan
+from launcher.memory_peak import MemoryPlan
 from launcher.parameters import Group, ModelFacts, groups
 from launcher.recipe import Recipe, Stage
 

@@ -20,7 +20,7 @@ from launcher import activations, assumed, data, fit, models, plan, stages, task
 from launcher.cluster import Cluster
 from launcher.data_facts import DataFacts
 from launcher.errors import EnvironmentProblem, Problem, RecipeError, UserError
-from launcher.memory import Activations
+from launcher.memory_peak import Activations
 from launcher.parameters import ModelFacts, groups
 from launcher.recipe import Recipe
 from launcher.recipe_problems import Origins, unique
@@ -94,7 +94,7 @@ def _has_configuration(recipe: Recipe, recipe_dir: Path) -> bool:
 def _look(
     recipe: Recipe, built: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins, assumptions: list[str] | None
 ) -> Survey:
-    """``built`` is the recipe with the model that is looked at in its place; ``assumptions``: None where none may be."""
+    """``built`` is the recipe with the model that is looked at; ``assumptions`` is None where none may be made."""
     problems: list[Problem] = []
     data_facts = _data_facts(recipe, recipe_dir, problems, assumptions)
     model_facts = _model_facts(built, recipe_dir, data_facts, problems)
@@ -117,7 +117,7 @@ def _look(
 
 
 def counter(recipe: Recipe, recipe_dir: Path, cluster: Cluster, labels: list[str] | None, processor: Any) -> fit.Count:
-    """What counts the activations of a stage, by a run of the model on fake tensors; it remembers stages that are alike."""
+    """What counts the activations of a stage, by a run of the model on fake tensors; remembers those that are alike."""
     found: dict[Any, Activations] = {}
 
     def count(stage: plan.StagePlan) -> Activations:

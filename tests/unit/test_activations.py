@@ -14,7 +14,7 @@ from torch import nn
 
 from launcher import activations
 from launcher.activations import SavedTensors
-from launcher.memory import NotCounted
+from launcher.memory_peak import NotCounted
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 WORDS = {"vocab_size": 200, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.memory import (
-    LOGITS_BYTES_PER_ELEMENT,
-    REDUCE_BUCKET_ELEMENTS,
-    Activations,
-    ModelStates,
-    Sharding,
-    model_states,
-    optimizer_states,
-    plan_memory,
-)
+from launcher.memory import REDUCE_BUCKET_ELEMENTS, ModelStates, Sharding, model_states, optimizer_states
+from launcher.memory_peak import LOGITS_BYTES_PER_ELEMENT, Activations, plan_memory
 
 sizes = st.lists(st.integers(1, 10**7), min_size=1, max_size=6)
 grouped = st.lists(sizes, min_size=1, max_size=3)
@@ -70,7 +63,7 @@ def test_more_ranks_never_need_more(
         for ranks in (1, 2, 4, 16)
     ]
     tolerance = 16 * (32 * len(groups) + sum(map(len, groups)) + len(frozen))
-    for fewer, more in zip(found, found[1:], strict=False):
+    for fewer, more in pairwise(found):
         assert persistent(more) <= persistent(fewer) + tolerance
         assert more.host <= fewer.host + tolerance
 
@@ -83,7 +76,7 @@ def test_a_higher_zero_stage_never_holds_more_model_states(
         model_states(groups, frozen, Sharding(stage, ranks, False, precision), STATES[kind]) for stage in (1, 2, 3)
     ]
     tolerance = 16 * (2 * ranks * len(groups) + sum(map(len, groups)) + len(frozen))
-    for lower, higher in zip(found, found[1:], strict=False):
+    for lower, higher in pairwise(found):
         assert persistent(higher) <= persistent(lower) + tolerance
 
 

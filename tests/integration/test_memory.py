@@ -1,0 +1,54 @@
+"""Bytes that two real ranks hold through their engines, against what the plan's formulas say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from running import tiny_bert
+
+from benchmarks.memory import measure
+
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
+TRAINED = {"all": ["all"], "top": ["head", "layers[-1]"]}
+OPTIMIZERS: dict[str, dict[str, Any]] = {"adamw": {"kind": "adamw"}, "sgd": {"kind": "sgd", "momentum": 0.9}}
+CASES = [
+    *((strategy, trained, kind, "fp32") for kind in OPTIMIZERS for trained in TRAINED for strategy in STRATEGIES),
+    ("zero2", "all", "adamw", "bf16"),
+    ("zero3", "all", "adamw", "bf16"),
+]
+Case = tuple[str, str, str, str]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, dict[str, Any]]:
+    model = tiny_bert(tmp_path_factory.mktemp("memory") / "bert")
+    asked = [
+        {
+            "task": {"kind": "text-classification"}, "source": str(model), "train": TRAINED[trained],
+            "strategy": strategy, "optimizer": OPTIMIZERS[kind], "precision": precision, "micro_size": 2, "length": 16,
+        }
+        for strategy, trained, kind, precision in CASES
+    ]  # fmt: skip
+    return dict(zip(CASES, measure(asked), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+@pytest.mark.parametrize("category", ["parameters", "gradients", "masters", "optimizer"])
+def test_model_states(report: dict[Case, dict[str, Any]], case: Case, category: str) -> None:
+    predicted, measured = report[case]["predicted"][category], report[case]["measured"][category]
+    assert predicted == pytest.approx(measured, rel=0.01)
+    assert measured > 0 or (category == "masters" and case[0] == "ddp")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[0] != "zero3"], ids="-".join)
+def test_activations(report: dict[Case, dict[str, Any]], case: Case) -> None:
+    predicted, measured = report[case]["predicted"]["activations"], report[case]["measured"]["activations"]
+    assert predicted == pytest.approx(measured, rel=0.1)
+
+
+def test_the_models_are_not_all_alike(report: dict[Case, dict[str, Any]]) -> None:
+    """Sharding and freezing show in what was measured."""
+    sums = {case: sum(report[case]["measured"][name] for name in ("masters", "optimizer")) for case in CASES}
+    assert sums["ddp", "all", "adamw", "fp32"] > sums["zero1", "all", "adamw", "fp32"] * 1.3
+    assert sums["zero1", "all", "adamw", "fp32"] > 10 * sums["zero1", "top", "adamw", "fp32"]
