@@ -49,7 +49,9 @@ def shortage(plan: RunPlan, facts: ModelFacts, count: Count) -> str | None:
         if stage.fits is False and plan.cluster.gpus_per_node:
             ways = list(_ways(plan, stage, facts, count))[:MOST_WAYS]
             lines.append(f"stage {stage.name}: {stage.why}")
-            lines += [f"  would fit: {way}" for way in ways] or ["  nothing that was tried would fit"]
+            last = verdict(_sharded(stage, *LADDER[-1]), plan.cluster, facts, count).why
+            nothing = f"  nothing that was tried would fit; {_named(*LADDER[-1])} {last}"
+            lines += [f"  would fit: {way}" for way in ways] or [nothing]
     return "\n".join(lines) or None
 
 
@@ -130,12 +132,15 @@ def _with(stage: StagePlan, found: Verdict) -> StagePlan:
 
 
 def _ways(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -> Iterator[str]:
-    """Changes of one thing under which the stage fits, the smallest of each kind."""
-    cluster = plan.cluster
-    for kind in (_other_strategies, _smaller_micro_sizes, _fewer_layers, _more_nodes):
+    """Changes under which the stage fits, the smallest of each kind; two at once only where no single one does."""
+    cluster, is_found = plan.cluster, False
+    for kind in (_other_strategies, _smaller_micro_sizes, _fewer_layers, _strategies_and_micro_sizes, _more_nodes):
+        if kind is _strategies_and_micro_sizes and is_found:
+            continue
         for words, other, machines in kind(stage, cluster, facts):
             found = verdict(other, machines, facts, count)
             if found.memory and found.fits:
+                is_found = True
                 yield f"{words} ({_gib(found.memory.peak_bytes)})"
                 break
 
@@ -157,6 +162,12 @@ def _smaller_micro_sizes(stage: StagePlan, cluster: Cluster, facts: ModelFacts) 
         if per_rank % micro == 0:
             smaller = batch.model_copy(update={"micro_size": micro, "accumulation": per_rank // micro})
             yield f"batch.micro_size: {micro}", stage.model_copy(update={"batch": smaller}), cluster
+
+
+def _strategies_and_micro_sizes(stage: StagePlan, cluster: Cluster, facts: ModelFacts) -> Iterator[Way]:
+    for strategy, sharded, _ in _other_strategies(stage, cluster, facts):
+        for micro_size, smaller, _ in _smaller_micro_sizes(sharded, cluster, facts):
+            yield f"{strategy} and {micro_size}", smaller, cluster
 
 
 def _fewer_layers(stage: StagePlan, cluster: Cluster, facts: ModelFacts) -> Iterator[Way]:

@@ -297,7 +297,7 @@ class Sharding(Strict):
     """How model, gradients and optimizer state are spread over the ranks."""
 
     strategy: Literal["auto", "ddp", "zero1", "zero2", "zero3"] = "auto"
-    """auto: ddp."""
+    """auto: ddp; where that exceeds the GPUs' memory, the first that fits of zero1, zero2, zero3, then with offload."""
     offload: Literal["none", "cpu"] = "none"
     """cpu: the optimizer state, and under zero3 the parameters too, live in host memory."""
 

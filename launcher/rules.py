@@ -61,7 +61,7 @@ def offload_needs_zero(recipe: Recipe) -> Iterator[Problem]:
     for where, stage in _stages(recipe):
         strategy = stage.sharding.strategy
         if stage.sharding.offload != "none" and strategy in ("auto", "ddp"):
-            asked = "auto, which is ddp" if strategy == "auto" else strategy
+            asked = "auto, which chooses itself" if strategy == "auto" else strategy
             message = f"{stage.sharding.offload!r} needs zero1, zero2 or zero3, but sharding.strategy is {asked}"
             yield Problem(f"{where}.sharding.offload", f"{message}; name one of them, or take offload out")
 

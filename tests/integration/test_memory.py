@@ -13,10 +13,13 @@ STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 TRAINED = {"all": ["all"], "top": ["head", "layers[-1]"]}
 OPTIMIZERS: dict[str, dict[str, Any]] = {"adamw": {"kind": "adamw"}, "sgd": {"kind": "sgd", "momentum": 0.9}}
 CASES = [
-    *((strategy, trained, kind, "fp32") for kind in OPTIMIZERS for trained in TRAINED for strategy in STRATEGIES),
+    *((strategy, "all", "adamw", "fp32") for strategy in STRATEGIES),
+    *((strategy, "top", "sgd", "fp32") for strategy in STRATEGIES),
+    ("zero1", "top", "adamw", "fp32"),
     ("zero2", "all", "adamw", "bf16"),
     ("zero3", "all", "adamw", "bf16"),
 ]
+"""Every pairing, of which there are more, is measured on real models by `python -m benchmarks.memory`."""
 Case = tuple[str, str, str, str]
 
 
