@@ -1,0 +1,88 @@
+"""Planning where the hub cannot be reached: the shipped sizes are right, and whatever is assumed is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from launcher import assumed, recipe_io, survey
+from launcher.cluster import Cluster
+from launcher.errors import UserError
+from launcher.memory_peak import GIB
+
+PARAMETERS = {
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "meta-llama/Llama-3.1-70B": 70_553_706_496,
+    "Qwen/Qwen2.5-7B": 7_615_616_512,
+    "Qwen/Qwen2.5-72B": 72_706_203_648,
+    "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+    "openai-community/gpt2": 124_439_808,
+}
+"""As the safetensors headers of the models on the hub sum up."""
+RECIPE = """\
+name: far
+task: {kind: causal-lm}
+model: {source: meta-llama/Llama-3.1-8B}
+data: {source: hub, dataset: someone/texts, limit: 1000, max_length: 128}
+batch: {global_size: 8, micro_size: 1}
+stages:
+  - {name: head, train: [head], steps: 2}
+"""
+MACHINE = Cluster(gpus_per_node=8, ranks_per_node=8, gpu_memory_bytes=80 * GIB, bf16=True)
+
+
+@pytest.fixture
+def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe whose model and data are on the hub, which is not there."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    (tmp_path / "far.yaml").write_text(RECIPE)
+    return tmp_path / "far.yaml"
+
+
+@pytest.mark.parametrize("source", PARAMETERS)
+def test_shipped_sizes(source: str) -> None:
+    found = dict(assumed.CONFIGURATIONS[source])
+    config = transformers.AutoConfig.for_model(found.pop("model_type"), **found)
+    with torch.device("meta"):
+        module = transformers.AutoModelForCausalLM.from_config(config)
+    assert sum(parameter.numel() for parameter in module.parameters()) == PARAMETERS[source]
+
+
+def test_a_plan_without_the_hub_tells_what_it_assumes(far: Path) -> None:
+    recipe, origins = recipe_io.load_with_origins(far)
+    with survey.foresee(recipe, far.parent, MACHINE, origins) as seen:
+        [stage] = seen.plan.stages
+        assert seen.assumptions == [
+            "the sizes of meta-llama/Llama-3.1-8B are those of the table of configurations that thawline ships",
+            "the data has the 1,000 rows of data.limit",
+        ]
+        assert seen.plan.recipe.model.source == "meta-llama/Llama-3.1-8B"
+        assert stage.trainable + stage.frozen == PARAMETERS["meta-llama/Llama-3.1-8B"]
+        assert (seen.plan.data.train_rows, seen.plan.data.validation_rows) == (900, 100)
+        assert stage.fits
+
+
+def test_a_given_configuration_is_taken(far: Path, tmp_path: Path) -> None:
+    file = tmp_path / "small.json"
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    file.write_text(json.dumps({"model_type": "llama", "vocab_size": 100, **sizes}))
+    recipe, origins = recipe_io.load_with_origins(far)
+    with survey.foresee(recipe, far.parent, MACHINE, origins, file) as seen:
+        assert seen.plan.stages[0].trainable == 64 * 100
+        assert f"the sizes of meta-llama/Llama-3.1-8B are those of {file}" in seen.assumptions
+    file.write_text("[]")
+    with (
+        pytest.raises(UserError, match="has no model_type"),
+        survey.foresee(recipe, far.parent, MACHINE, origins, file),
+    ):
+        pass
+
+
+def test_rows_are_not_invented(far: Path) -> None:
+    recipe = recipe_io.load(far, ["data.limit=null"])
+    assert assumed.data_facts(recipe) is None
