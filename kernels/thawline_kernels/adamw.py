@@ -7,6 +7,7 @@ the compiled kernels; the state's layouts are in `state`.
 from __future__ import annotations
 
 import math
+from ctypes import c_ssize_t
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -15,8 +16,9 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.optimizer import ParamsT
 
-from thawline_kernels import backends, formats, reference
+from thawline_kernels import backends, formats, native, reference
 from thawline_kernels.batches import Batch, gather, is_dense, local
+from thawline_kernels.native import NativeBatch
 from thawline_kernels.state import Layout, Master, StateDtype, saved
 
 _OPTIONS = {
@@ -99,21 +101,32 @@ class FusedAdamW(AdamW):
         if not is_skipped:
             for batch in batches:
                 k = reference.scalars(batch.hyper, batch.step, grad_scale)
-                backends.choose(self._backend, batch.device_type).update(batch, k, zero_grad=zero_grad)
+                if isinstance(batch, NativeBatch):
+                    batch.update(k, zero_grad=zero_grad)
+                else:
+                    backends.choose(self._backend, batch.device_type).update(batch, k, zero_grad=zero_grad)
                 batch.finish()
-        if zero_grad:
-            _zero_grads(param for batch in batches for param in (batch.owners if is_skipped else batch.relaid))
+        if zero_grad and is_skipped:
+            _zero_grads(param for group in self.param_groups for param in group["params"])
+        elif zero_grad:
+            _zero_grads(param for batch in batches if isinstance(batch, Batch) for param in batch.relaid)
         return (None if norm is None else torch.tensor(norm, dtype=torch.float64)) if closure is None else loss
 
-    def _gather(self) -> list[Batch]:
-        batches, first = [], 0
+    def _gather(self) -> list[Batch | NativeBatch]:
+        batches: list[Batch | NativeBatch] = []
+        first, cursor = 0, c_ssize_t(0)
         for group in self.param_groups:
-            batches += gather(group, _hyper(group, is_accurate=self._is_accurate), self._state_of(group))
-            for batch in batches if self._layout.state_dtype == "bf16" else ():
-                batch.keys = batch.keys or [
-                    formats.random_key(self._seed, batch.step, first + i) for i in batch.positions
-                ]
-            first += len(group["params"])
+            hyper, params = _hyper(group, is_accurate=self._is_accurate), group["params"]
+            ordinary, rest = [], list(range(len(params)))
+            if params and params[0].device.type == "cpu" and backends.is_compiled(self._backend, "cpu"):
+                ordinary, rest = native.gather(group, hyper, self.state, cursor)
+            for quick in ordinary:
+                quick.set_keys(self._seed, first)
+            others = gather(group, hyper, self._state_of(group), rest)
+            for batch in others if self._layout.state_dtype == "bf16" else ():
+                batch.keys = [formats.random_key(self._seed, batch.step, first + i) for i in batch.positions]
+            batches += [*ordinary, *others]
+            first += len(params)
         return batches
 
     def _state_of(self, group: dict[str, Any]) -> Callable[[Tensor], dict[str, Any]]:
@@ -125,10 +138,13 @@ class FusedAdamW(AdamW):
 
         return state_of
 
-    def _norm(self, batches: list[Batch]) -> float:
+    def _norm(self, batches: list[Batch | NativeBatch]) -> float:
         """L2 norm of all gradients as they are; of DTensors, over the ranks that hold their shards."""
         squares: list[float] = []
         for batch in batches:
+            if isinstance(batch, NativeBatch):
+                squares += batch.sums_of_squares()
+                continue
             sums = backends.choose(self._backend, batch.device_type).sums_of_squares(batch.grads)
             squares += [batch.over_shards(reference.total(sums))] if batch.sharding else sums
         return math.sqrt(reference.total(squares))

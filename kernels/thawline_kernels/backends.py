@@ -83,3 +83,8 @@ def choose(name: str, device_type: str) -> Backend:
             raise
         log.warning("AdamW steps with the reference in torch, which gives the same bits more slowly: %s", error)
         return TorchBackend()
+
+
+def is_compiled(name: str, device_type: str) -> bool:
+    """Whether `choose` takes the kernels."""
+    return isinstance(choose(name, device_type), CompiledBackend)

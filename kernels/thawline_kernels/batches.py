@@ -6,7 +6,7 @@ Owns None gradients, DTensor shards and mismatched strides. Refuses sparse, comp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,15 +77,18 @@ class Batch:
         return summed.item()
 
 
-def gather(group: dict[str, Any], hyper: Hyper, state_of: Callable[[Tensor], dict[str, Any]]) -> list[Batch]:
-    """The batches of one parameter group: parameters that have a gradient, in order.
+def gather(
+    group: dict[str, Any], hyper: Hyper, state_of: Callable[[Tensor], dict[str, Any]], positions: Iterable[int]
+) -> list[Batch]:
+    """The batches of those parameters of one group that have a gradient, in the order of ``positions``.
 
     Raises:
         TypeError: a parameter or gradient is sparse, complex, or of a dtype other than fp32 and bf16.
     """
     batches: dict[tuple[Any, ...], Batch] = {}
     steps: dict[int, int] = {}  # keyed by id: the step tensors live on in the states while this runs
-    for position, param in enumerate(group["params"]):
+    for position in positions:
+        param = group["params"][position]
         grad = param.grad
         if grad is None:
             continue

@@ -6,6 +6,7 @@
 #include <atomic>
 #include "arguments.h"
 #include "cpu_kernel.h"
+#include "gather.h"
 
 namespace {
 
@@ -46,34 +47,50 @@ void for_each_chunk(const std::vector<int64_t>& numels, Visit visit) {
     else work(0, 1);
 }
 
+void step_all(const Layout& layout, const std::vector<Streams>& streams, const std::vector<int64_t>& numels, const Scalars& s,
+              const Options& options, const std::string& isa) {
+    if (s.skips != 0.0f) return;
+    const StepRange step = kernels_for(isa).step(layout.param, layout.grad, layout.state);
+    for_each_chunk(numels, [&](size_t t, int64_t begin, int64_t end) { step(streams[t], begin, end, s, options); });
+}
+
 void adamw(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors peaks, Tensors extras, Tensor scalars,
            std::vector<int64_t> keys, bool is_accurate, bool zero_grad, std::string isa) {
     const Call call = checked(params, grads, exp_avgs, exp_avg_sqs, peaks, extras, scalars, keys);
-    const Scalars s = *call.scalars;
-    if (s.skips != 0.0f) return;
-    const StepRange step = kernels_for(isa).step(call.layout.param, call.layout.grad, call.layout.state);
-    const Options options{is_accurate, zero_grad};
-    for_each_chunk(call.numels, [&](size_t t, int64_t begin, int64_t end) { step(call.streams[t], begin, end, s, options); });
+    step_all(call.layout, call.streams, call.numels, *call.scalars, {is_accurate, zero_grad}, isa);
+}
+
+// A piece of a gradient whose squares make one element of the sums.
+struct Chunk {
+    const void* grad;
+    SumSquares sum;
+    int64_t begin;
+};
+
+void append_chunks(std::vector<Chunk>& chunks, std::vector<int64_t>& numels, const void* grad, int64_t numel, SumSquares sum) {
+    for (int64_t begin = 0; begin < numel; begin += NORM_CHUNK) {
+        chunks.push_back({grad, sum, begin});
+        numels.push_back(std::min(NORM_CHUNK, numel - begin));
+    }
+}
+
+// A chunk of the sum is never cut: whoever is handed its first element takes it whole.
+void sum_all(const std::vector<Chunk>& chunks, const std::vector<int64_t>& numels, double* out) {
+    for_each_chunk(numels, [&](size_t c, int64_t begin, int64_t) {
+        if (begin == 0) out[c] = chunks[c].sum(chunks[c].grad, chunks[c].begin, chunks[c].begin + numels[c]);
+    });
 }
 
 // Fills `sums`, float64 with one element for each chunk of NORM_CHUNK elements of each tensor, in order.
 void sums_of_squares(Tensors grads, Tensor sums, std::string isa) {
     check_sums(grads, sums);
-    struct Chunk { const void* grad; SumSquares sum; int64_t begin; };
     std::vector<Chunk> chunks;
     std::vector<int64_t> numels;
     for (const Tensor& grad : grads) {
         const SumSquares sum = kernels_for(isa).sum_squares(is_bf16(grad, "a gradient") ? Grad::bf16 : Grad::fp32);
-        for (int64_t begin = 0; begin < grad.numel(); begin += NORM_CHUNK) {
-            chunks.push_back({grad.data_ptr(), sum, begin});
-            numels.push_back(std::min(NORM_CHUNK, grad.numel() - begin));
-        }
+        append_chunks(chunks, numels, grad.data_ptr(), grad.numel(), sum);
     }
-    double* out = static_cast<double*>(sums.data_ptr());
-    // A chunk of the sum is never cut: whoever is handed its first element takes it whole.
-    for_each_chunk(numels, [&](size_t c, int64_t begin, int64_t) {
-        if (begin == 0) out[c] = chunks[c].sum(chunks[c].grad, chunks[c].begin, chunks[c].begin + numels[c]);
-    });
+    sum_all(chunks, numels, static_cast<double*>(sums.data_ptr()));
 }
 
 void touch(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs) {
@@ -88,6 +105,39 @@ void touch(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs)
 }
 
 }  // namespace
+
+// What gather.cpp gathered, stepped and measured as by the operators. Called through ctypes.CDLL, without the GIL.
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT void thawline_step(const Gathered* from, const Scalars* scalars, bool is_accurate, bool zero_grad) {
+    step_all(from->layout, from->streams, from->numels, *scalars, {is_accurate, zero_grad}, "");
+}
+
+EXPORT int64_t thawline_num_sums(const Gathered* from) {
+    int64_t count = 0;
+    for (int64_t numel : from->numels) count += (numel + NORM_CHUNK - 1) / NORM_CHUNK;
+    return count;
+}
+
+EXPORT void thawline_sums_of_squares(const Gathered* from, double* out) {
+    std::vector<Chunk> chunks;
+    std::vector<int64_t> numels;
+    const SumSquares sum = kernels_for("").sum_squares(from->layout.grad);
+    for (size_t t = 0; t < from->streams.size(); t++)
+        append_chunks(chunks, numels, from->streams[t].grad, from->numels[t], sum);
+    sum_all(chunks, numels, out);
+}
+
+// Keys of the random bits for second moments in bf16: formats.random_key of seed, step and the parameter's number.
+EXPORT void thawline_set_keys(Gathered* from, uint64_t seed, uint64_t step, uint64_t first) {
+    for (size_t t = 0; t < from->streams.size(); t++) {
+        const uint64_t ordinal = first + static_cast<uint64_t>(from->positions[t]);
+        uint64_t z = seed * 0x9e3779b97f4a7c15u + step * 0xd1b54a32d192ed03u + ordinal * 0x8cb92ba72f3d8dd7u;
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+        from->streams[t].key = static_cast<uint32_t>(z ^ (z >> 31));
+    }
+}
 
 STABLE_TORCH_LIBRARY_IMPL(thawline, CPU, m) {
     m.impl("adamw_", TORCH_BOX(&adamw));

@@ -1,0 +1,186 @@
+// Reads a parameter group from Python's own objects, without making a Python object for each pointer, stride and size.
+//
+// Owns what makes a parameter ordinary: a plain dense fp32 or bf16 CPU tensor whose gradient and state have its shape and
+// strides, and the dtypes and the step counter of the group's first such. All others are named in `rest`, and batches.py
+// takes them, or refuses them with a message. Nothing is kept from step to step: DeepSpeed and FSDP swap tensors there.
+//
+// Called through ctypes.PyDLL, which holds the GIL. Of Python only functions of its stable ABI are used, declared here, so
+// no Python header is needed to compile. torch_tensor_from_pyobject came with torch 2.14: weak, and absent before.
+#include "gather.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <sys/types.h>
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#define WEAK __attribute__((weak))
+
+using Object = void;  // a PyObject
+
+extern "C" {
+WEAK AOTITorchError torch_tensor_from_pyobject(Object*, AtenTensorHandle*);
+WEAK Object* PyObject_GetAttr(Object*, Object*);
+WEAK Object* PyObject_Type(Object*);
+WEAK int PyDict_Next(Object*, ssize_t*, Object**, Object**);
+WEAK Object* PyDict_GetItem(Object*, Object*);
+WEAK int PyDict_SetItem(Object*, Object*, Object*);
+WEAK ssize_t PyDict_Size(Object*);
+WEAK Object* PyList_GetItem(Object*, ssize_t);
+WEAK ssize_t PyList_Size(Object*);
+WEAK int PyList_Append(Object*, Object*);
+WEAK Object* PyTuple_GetItem(Object*, ssize_t);
+WEAK Object* PyLong_FromSsize_t(ssize_t);
+WEAK ssize_t PyLong_AsSsize_t(Object*);
+WEAK void Py_IncRef(Object*);
+WEAK void Py_DecRef(Object*);
+WEAK void PyErr_Clear();
+}
+
+namespace {
+
+// Python's own, in the order of native.py.
+enum Name { GRAD, STEP, EXP_AVG, EXP_AVG_SQ, PEAK, MASTER, LOW };
+enum Type { TENSOR, PARAMETER, NONE };
+
+const int32_t FP32 = aoti_torch_dtype_float32(), BF16 = aoti_torch_dtype_bfloat16(), INT16 = aoti_torch_dtype_int16();
+const int32_t CPU = aoti_torch_device_type_cpu(), STRIDED = aoti_torch_layout_strided();
+
+// A tensor of Python's for as long as it is looked at.
+struct View {
+    AtenTensorHandle handle = nullptr;
+    int64_t dim = 0, numel = 0, *sizes = nullptr, *strides = nullptr;
+    int32_t dtype = -1;
+    void* data = nullptr;
+    bool is_ordinary = false;
+
+    View(Object* tensor, Object* types) {
+        Object* type = tensor ? PyObject_Type(tensor) : nullptr;
+        const bool is_plain = type && (type == PyTuple_GetItem(types, TENSOR) || type == PyTuple_GetItem(types, PARAMETER));
+        if (type) Py_DecRef(type);  // its tensors keep it alive
+        if (!is_plain || torch_tensor_from_pyobject(tensor, &handle)) return;
+        int32_t device = -1, layout = -1;
+        is_ordinary = !aoti_torch_get_layout(handle, &layout) && layout == STRIDED &&
+                      !aoti_torch_get_device_type(handle, &device) && device == CPU && !aoti_torch_get_dtype(handle, &dtype) &&
+                      !aoti_torch_get_dim(handle, &dim) && !aoti_torch_get_numel(handle, &numel) &&
+                      !aoti_torch_get_sizes(handle, &sizes) && !aoti_torch_get_strides(handle, &strides) &&
+                      !aoti_torch_get_data_ptr(handle, &data) && (data || numel == 0);
+    }
+    View(const View&) = delete;
+    ~View() {
+        if (handle) aoti_torch_delete_tensor_object(handle);
+    }
+
+    bool is_like(const View& other) const {
+        bool is_like = is_ordinary && dim == other.dim;
+        for (int64_t d = 0; is_like && d < dim; d++)
+            is_like = sizes[d] == other.sizes[d] && (strides[d] == other.strides[d] || sizes[d] < 2);
+        return is_like;
+    }
+    // Whether the elements fill a piece of memory, in any order of dimensions.
+    bool is_dense() const {
+        int64_t filled = 1;
+        for (int64_t d = dim - 1; d >= 0 && (sizes[d] == 1 || strides[d] == filled); d--) filled *= sizes[d];
+        if (filled == numel || numel == 0) return true;
+        filled = 1;
+        for (int64_t rounds = 0; rounds < dim && filled < numel; rounds++)
+            for (int64_t d = 0; d < dim; d++)
+                if (sizes[d] > 1 && strides[d] == filled) {
+                    filled *= sizes[d];
+                    break;
+                }
+        return filled == numel;
+    }
+    // A gradient may be the lazily negated imaginary part of a complex tensor. Its strides tell, but of one element.
+    bool may_be_negated() const {
+        int64_t offset = 0;
+        return numel == 1 && (aoti_torch_get_storage_offset(handle, &offset) || offset != 0);
+    }
+};
+
+Object* optional(Object* state, Object* names, Name name) { return PyDict_GetItem(state, PyTuple_GetItem(names, name)); }
+
+// Adds a parameter; false if it is not ordinary.
+bool add(Gathered& to, Object* owner, Object* owned_grad, Object* state, Object* counter, Object* names, Object* types) {
+    if (!state || optional(state, names, STEP) != counter) return false;
+    const bool has_more = PyDict_Size(state) > 3;
+    Object* const master = has_more ? optional(state, names, MASTER) : nullptr;
+    Object* const low = has_more ? optional(state, names, LOW) : nullptr;
+    Object* const maximum = has_more ? optional(state, names, PEAK) : nullptr;
+    const View param(master ? master : owner, types), grad(owned_grad, types);
+    const View m(optional(state, names, EXP_AVG), types), v(optional(state, names, EXP_AVG_SQ), types);
+    const View extra(master ? owner : low, types), peak(maximum, types);
+    const bool is_known = (param.dtype == FP32 || param.dtype == BF16) && (grad.dtype == FP32 || grad.dtype == BF16) &&
+                          (m.dtype == FP32 || m.dtype == BF16) && v.dtype == m.dtype &&
+                          (!master || (param.dtype == FP32 && extra.dtype == BF16)) &&
+                          (!low || (param.dtype == BF16 && extra.dtype == INT16)) && (!maximum || peak.dtype == FP32);
+    const bool is_alike = param.is_ordinary && grad.is_like(param) && m.is_like(param) && v.is_like(param) &&
+                          (!(master || low) || extra.is_like(param)) && (!maximum || peak.is_like(param));
+    if (!is_known || !is_alike || !param.is_dense() || grad.may_be_negated()) return false;
+    const Param format = master ? Param::fp32_copied : low ? Param::split16 : param.dtype == BF16 ? Param::bf16 : Param::fp32;
+    const Layout layout{format, grad.dtype == BF16 ? Grad::bf16 : Grad::fp32, m.dtype == BF16 ? State::bf16 : State::fp32};
+    if (to.streams.empty()) {
+        to.layout = layout;
+        to.has_peaks = maximum;
+    } else if (!(layout == to.layout) || to.has_peaks != (maximum != nullptr)) {
+        return false;
+    }
+    to.streams.push_back({param.data, extra.data, grad.data, m.data, v.data, static_cast<float*>(peak.data), 0, 0});
+    to.numels.push_back(param.numel);
+    return true;
+}
+
+}  // namespace
+
+// Whether this torch and this process have what gathering needs.
+EXPORT int thawline_gathers() { return torch_tensor_from_pyobject && PyObject_GetAttr && PyDict_Next && PyList_GetItem; }
+
+// Takes the parameters at `positions`, None for all; appends the positions of what is not ordinary to `rest`. `cursor` walks `states` (parameter -> its state) from group to
+// group: it mostly lies in the groups' order, which saves the hash of each parameter, a call of Python's.
+EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* states, Object* counter, Object* rest, Object* names,
+                                 Object* types, ssize_t* cursor) {
+    Gathered* const to = new Gathered;
+    Object* const none = PyTuple_GetItem(types, NONE);
+    const bool takes_all = positions == none;
+    const ssize_t count = PyList_Size(takes_all ? params : positions);
+    for (std::vector<void*>* list : {&to->kept, &to->states}) list->reserve(count);
+    for (ssize_t n = 0; n < count; n++) {
+        const ssize_t i = takes_all ? n : PyLong_AsSsize_t(PyList_GetItem(positions, n));
+        Object *const owner = PyList_GetItem(params, i), *key = nullptr, *state = nullptr;
+        ssize_t next = *cursor;
+        if (PyDict_Next(states, &next, &key, &state) && key == owner) *cursor = next;
+        else state = nullptr;
+        Object* const grad = PyObject_GetAttr(owner, PyTuple_GetItem(names, GRAD));
+        if (!grad) PyErr_Clear();
+        if (grad != none) {
+            if (!state) state = PyDict_GetItem(states, owner);
+            if (grad && add(*to, owner, grad, state, counter, names, types)) {
+                to->positions.push_back(i);
+                to->kept.push_back(grad);
+                to->states.push_back(state);
+                Py_IncRef(grad);
+                Py_IncRef(state);
+            } else {
+                Object* const position = PyLong_FromSsize_t(i);
+                PyList_Append(rest, position);
+                Py_DecRef(position);
+            }
+        }
+        if (grad) Py_DecRef(grad);
+    }
+    return to;
+}
+
+EXPORT int64_t thawline_gathered(const Gathered* from) { return static_cast<int64_t>(from->streams.size()); }
+EXPORT int thawline_gathered_moments_are_bf16(const Gathered* from) { return from->layout.state == State::bf16; }
+
+// Gives every state the new step count.
+EXPORT void thawline_count(Gathered* from, Object* counted, Object* names) {
+    for (void* state : from->states)
+        if (PyDict_SetItem(state, PyTuple_GetItem(names, STEP), counted)) PyErr_Clear();
+}
+
+EXPORT void thawline_release(Gathered* from) {
+    for (const std::vector<void*>* list : {&from->kept, &from->states})
+        for (void* object : *list) Py_DecRef(object);
+    delete from;
+}

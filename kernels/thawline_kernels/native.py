@@ -1,0 +1,124 @@
+"""The tensors of a parameter group gathered by C++, for groups of thousands of small tensors, where Python's gathering
+took more time than the step.
+
+Owns the calls into csrc/gather.cpp: it reads ``p.grad`` and the state anew in every step, so that nothing can be stale.
+It takes ordinary CPU tensors; what it leaves goes to `batches.gather`, which knows DTensors, other strides and refusals.
+Where torch is older than 2.14, which cannot give a tensor's memory to C, it takes nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from ctypes import POINTER, byref, c_bool, c_double, c_int, c_int64, c_ssize_t, c_uint64, c_void_p, py_object
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thawline_kernels import build, reference
+from thawline_kernels.reference import Hyper
+
+_NAMES = ("grad", "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "low")
+_TYPES = (Tensor, torch.nn.Parameter, None)
+_ROUNDS = 4
+"""Kinds of tensors looked for in one group: by dtypes and step counter."""
+
+States = dict[Tensor, dict[str, Any]]
+
+
+class _Library:
+    """The functions of the compiled library, with and without the GIL."""
+
+    def __init__(self, path: str) -> None:
+        held, free = ctypes.PyDLL(path), ctypes.CDLL(path)
+        self.can_gather = bool(held.thawline_gathers())
+        self.gather = held.thawline_gather
+        self.gather.restype = c_void_p
+        self.gather.argtypes = [*[py_object] * 7, POINTER(c_ssize_t)]
+        self.size, self.moments_are_bf16 = held.thawline_gathered, held.thawline_gathered_moments_are_bf16
+        self.size.restype, self.size.argtypes = c_int64, [c_void_p]
+        self.moments_are_bf16.restype, self.moments_are_bf16.argtypes = c_int, [c_void_p]
+        self.count, self.release = held.thawline_count, held.thawline_release
+        self.count.restype, self.count.argtypes = None, [c_void_p, py_object, py_object]
+        self.release.restype, self.release.argtypes = None, [c_void_p]
+        self.set_keys = held.thawline_set_keys
+        self.set_keys.restype, self.set_keys.argtypes = None, [c_void_p, c_uint64, c_uint64, c_uint64]
+        self.step = free.thawline_step
+        self.step.restype, self.step.argtypes = None, [c_void_p, c_void_p, c_bool, c_bool]
+        self.num_sums, self.sums = free.thawline_num_sums, free.thawline_sums_of_squares
+        self.num_sums.restype, self.num_sums.argtypes = c_int64, [c_void_p]
+        self.sums.restype, self.sums.argtypes = None, [c_void_p, POINTER(c_double)]
+
+
+@functools.cache
+def _library() -> _Library:
+    build.load("cpu")
+    return _Library(str(build.library("cpu")))
+
+
+class NativeBatch:
+    """What `batches.Batch` is, held by C++: tensors of one group with one step count and one set of dtypes."""
+
+    def __init__(self, library: _Library, gathered: int, hyper: Hyper, step: int) -> None:
+        self._library, self._gathered = library, gathered
+        self.hyper, self.step = hyper, step
+
+    def __del__(self) -> None:
+        self._library.release(self._gathered)
+
+    def __len__(self) -> int:
+        return int(self._library.size(self._gathered))
+
+    def set_keys(self, seed: int, first: int) -> None:
+        """Give bf16 moments the random bits of this step; ``first`` is the number of the group's first parameter."""
+        if self._library.moments_are_bf16(self._gathered):
+            self._library.set_keys(self._gathered, seed & (2**64 - 1), self.step, first)
+
+    def update(self, k: reference.Scalars, *, zero_grad: bool) -> None:
+        """Step parameters and moments in place; zero the gradients with ``zero_grad``."""
+        scalars = reference.pack(k, self.hyper)
+        self._library.step(self._gathered, scalars.data_ptr(), self.hyper.accurate, zero_grad)
+
+    def sums_of_squares(self) -> list[float]:
+        """As `reference.sums_of_squares`, of all gradients."""
+        sums = (c_double * self._library.num_sums(self._gathered))()
+        self._library.sums(self._gathered, sums)
+        return list(sums)
+
+    def finish(self) -> None:
+        """Count the step; the count is a new tensor, as in `batches.Batch.finish`."""
+        self._library.count(self._gathered, torch.tensor(float(self.step)), _NAMES)
+
+
+def gather(group: dict[str, Any], hyper: Hyper, states: States, cursor: c_ssize_t) -> tuple[list[NativeBatch], list[int]]:
+    """The batches of one group's ordinary CPU parameters, and the positions of those that are not.
+
+    Args:
+        cursor: where the walk through ``states`` stands, 0 before the first group.
+    """
+    params = group["params"]
+    if not _library().can_gather or not isinstance(params, list):
+        return [], list(range(len(params)))
+    batches: list[NativeBatch] = []
+    positions: list[int] | None = None
+    for _ in range(_ROUNDS):
+        counter = _counter(params, positions, states)
+        rest: list[int] = []
+        if counter is None:
+            break
+        gathered = _library().gather(params, positions, states, counter, rest, _NAMES, _TYPES, byref(cursor))
+        batch = NativeBatch(_library(), gathered, hyper, int(counter) + 1)
+        positions = rest
+        if not len(batch):
+            break
+        batches.append(batch)
+    return batches, list(range(len(params))) if positions is None else positions
+
+
+def _counter(params: list[Tensor], positions: list[int] | None, states: States) -> Tensor | None:
+    """The step counter of the first parameter that has a gradient, if it has one."""
+    for position in range(len(params)) if positions is None else positions:
+        if params[position].grad is not None:
+            return states.get(params[position], {}).get("step")
+    return None
