@@ -24,6 +24,9 @@ app = typer.Typer(
     context_settings={"max_content_width": 120},
 )
 
+bench = typer.Typer(help="Measure a part of thawline against its peers, here and now.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
 Recipe = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
 Run = Annotated[Path, typer.Argument(help="The run's folder.", metavar="RUN")]
 Overrides = Annotated[
@@ -238,6 +241,26 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one.", m
         return
     for file in shipped.recipes().values():
         print(f"{file}\n    {shipped.purpose(file)}")
+
+
+@bench.callback()
+def benches() -> None:
+    """Measure a part of thawline against its peers, here and now."""
+
+
+@bench.command()
+def adamw(
+    sets: Annotated[str, typer.Option(help="Of a (one tensor of 50M), b (BERT base), c (5,000 small ones).")] = "abc",
+    races: Annotated[str, typer.Option(help="Of step, clip, bf16, compiled.")] = "step,clip,bf16",
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 15,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw them into this file.")] = None,
+) -> None:
+    """The AdamW step against torch's, DeepSpeed's, apex's and bitsandbytes', and against the memory."""
+    from thawline_kernels.bench import report
+
+    report(sets, races.split(","), repeats, device, json, png)
 
 
 @app.callback(invoke_without_command=True)

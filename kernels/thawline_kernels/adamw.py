@@ -7,8 +7,8 @@ the compiled kernels; the state's layouts are in `state`.
 from __future__ import annotations
 
 import math
-from ctypes import c_ssize_t
 from collections.abc import Callable, Iterable
+from ctypes import c_ssize_t
 from typing import Any, Literal
 
 import torch
@@ -117,7 +117,8 @@ class FusedAdamW(AdamW):
         first, cursor = 0, c_ssize_t(0)
         for group in self.param_groups:
             hyper, params = _hyper(group, is_accurate=self._is_accurate), group["params"]
-            ordinary, rest = [], list(range(len(params)))
+            ordinary: list[NativeBatch] = []
+            rest = list(range(len(params)))
             if params and params[0].device.type == "cpu" and backends.is_compiled(self._backend, "cpu"):
                 ordinary, rest = native.gather(group, hyper, self.state, cursor)
             for quick in ordinary:

@@ -1,9 +1,6 @@
-"""``python -m thawline_kernels.bench``: the step against its peers and against the memory, in one run.
+"""``thawline bench adamw`` and ``python -m thawline_kernels.bench``: the races as table, JSON and picture.
 
-Owns the sets of tensors, the races and their ratios. Contenders of a race take turns, so that a slow minute of the
-machine meets all of them; what is reported is the ratio of paired times, which a drifting bandwidth leaves alone. The
-floor reads the four streams of the step and writes three, with next to no arithmetic. `thawline bench adamw` calls
-`run`.
+Owns the report; `races` owns what is measured.
 """
 
 from __future__ import annotations
@@ -12,171 +9,19 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
 import platform
-import statistics
+import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from thawline_kernels import FusedAdamW
-
-OURS = "FusedAdamW"
-BYTES_PER_PARAMETER = {"step": 28, "clip": 32, "bf16": 26}
-"""What our step moves: fp32 p, g, m, v read and p, m, v written; the clip reads g once more; bf16 is split16."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One contender of one race."""
-
-    race: str
-    set_name: str
-    contender: str
-    milliseconds: float
-    """Median."""
-    ratio_min: float
-    """Its time over that of `OURS`, pair by pair: above 1, ours is faster."""
-    ratio: float
-    ratio_max: float
-
-
-def sizes(set_name: str) -> list[int]:
-    """Elements of each tensor: a, one of 50M; b, BERT base, 199 tensors, 110M; c, 5,000 tensors, 1.2M in all."""
-    if set_name == "a":
-        return [50_000_000]
-    if set_name == "b":
-        hidden, inner = 768, 3072
-        layer = [hidden * hidden, hidden] * 4 + [hidden] * 2
-        layer += [hidden * inner, inner, inner * hidden, hidden] + [hidden] * 2
-        return [30522 * hidden, 512 * hidden, 2 * hidden, hidden, hidden, *layer * 12, hidden * hidden, hidden]
-    generator = torch.Generator().manual_seed(1)
-    return [int(2**power) for power in (4 + 6 * torch.rand(5000, generator=generator)).tolist()]
-
-
-def make_params(set_name: str, dtype: torch.dtype, device: str) -> list[Tensor]:
-    """Parameters of a set with gradients of a plausible size."""
-    params = []
-    for size in sizes(set_name):
-        param = (torch.randn(size, device=device) * 0.02).to(dtype).requires_grad_()
-        param.grad = (torch.randn(size, device=device) * 1e-3).to(dtype)
-        params.append(param)
-    return params
-
-
-Race = dict[str, Callable[[], Any]]
-
-
-def step_race(set_name: str, device: str) -> Race:
-    """The plain step: ours, the floor, and every other that this machine has."""
-    params = make_params(set_name, torch.float32, device)
-    ours = FusedAdamW(params)
-    race: Race = {OURS: ours.step}
-    if device == "cpu":
-        ours.step()
-        streams = ([ours.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq"))
-        floor = ([p.detach() for p in params], [p.grad for p in params], *streams)
-        race["floor: reads 4, writes 3"] = lambda: torch.ops.thawline.touch_(*floor)
-    else:
-        race["floor: device copy"] = _copy_floor(sum(sizes(set_name)), device)
-    race |= {
-        "torch single": torch.optim.AdamW(params, foreach=False).step,
-        "torch foreach": torch.optim.AdamW(params, foreach=True).step,
-        "torch fused": torch.optim.AdamW(params, fused=True).step,
-    }
-    return race | {name: make(params).step for name, make in peers(device)}
-
-
-def _copy_floor(numel: int, device: str) -> Callable[[], Any]:
-    """A copy that moves the bytes of the step: 28 a parameter, half of them read."""
-    source = torch.empty(numel * 14, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
-
-
-def peers(device: str) -> Iterator[tuple[str, Callable[[list[Tensor]], torch.optim.Optimizer]]]:
-    """The optimizers of other libraries that import here."""
-    if importlib.util.find_spec("deepspeed"):
-        adam = importlib.import_module("deepspeed.ops.adam")
-        kind = adam.DeepSpeedCPUAdam if device == "cpu" else adam.FusedAdam  # both decay as AdamW unless told otherwise
-        yield f"DeepSpeed {kind.__name__}", kind
-    if device != "cpu" and importlib.util.find_spec("apex"):
-        yield "apex FusedAdam", importlib.import_module("apex.optimizers").FusedAdam
-    if device != "cpu" and importlib.util.find_spec("bitsandbytes"):
-        yield "bitsandbytes AdamW", importlib.import_module("bitsandbytes.optim").AdamW
-
-
-def clip_race(set_name: str, device: str) -> Race:
-    """The step with a global-norm clip."""
-    params = make_params(set_name, torch.float32, device)
-    ours, theirs = FusedAdamW(params), torch.optim.AdamW(params, fused=True)
-
-    def clip_and_step() -> None:
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
-        theirs.step()
-
-    return {OURS: lambda: ours.step(max_norm=1.0), "torch clip_grad_norm_ + fused": clip_and_step}
-
-
-def bf16_race(set_name: str, device: str) -> Race:
-    """bf16 parameters and gradients with their true fp32 value kept: split16 against cast, step, cast back."""
-    params = make_params(set_name, torch.bfloat16, device)
-    ours = FusedAdamW(params, master="split16")
-    masters = [param.detach().float().requires_grad_() for param in params]
-    theirs = torch.optim.AdamW(masters, fused=True)
-    for master in masters:
-        master.grad = torch.zeros_like(master)
-    wide_grads = [master.grad for master in masters if master.grad is not None]
-
-    @torch.no_grad()
-    def cast_step_cast() -> None:
-        torch._foreach_copy_(wide_grads, [param.grad for param in params if param.grad is not None])
-        theirs.step()
-        torch._foreach_copy_(params, masters)
-
-    return {OURS: ours.step, "cast + torch fused + cast": cast_step_cast}
-
-
-RACES: dict[str, Callable[[str, str], Race]] = {"step": step_race, "clip": clip_race, "bf16": bf16_race}
-
-
-def run(
-    sets: str = "abc", races: tuple[str, ...] = tuple(RACES), repeats: int = 15, device: str = "cpu"
-) -> list[Result]:
-    """All ``races`` on all ``sets``; a race's contenders take ``repeats`` turns each, after one that warms up."""
-    results = []
-    for race in races:
-        for set_name in sets:
-            times = _times(RACES[race](set_name, device), repeats, device)
-            for contender, seconds in times.items():
-                ratios = [own / other for own, other in zip(seconds, times[OURS], strict=True)]
-                spread = (min(ratios), statistics.median(ratios), max(ratios))
-                results.append(Result(race, set_name, contender, 1e3 * statistics.median(seconds), *spread))
-    return results
-
-
-def _times(race: Race, repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each contender's turns."""
-
-    def synchronize() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    times: dict[str, list[float]] = {name: [] for name in race}
-    for turn in range(repeats + 1):
-        for name, take in race.items():
-            synchronize()
-            started = time.perf_counter()
-            take()
-            synchronize()
-            if turn:
-                times[name].append(time.perf_counter() - started)
-    return times
+from thawline_kernels.races import BYTES_PER_PARAMETER, OURS, QUICK, RACES, Result, peers, run, sizes
 
 
 def table(results: list[Result]) -> str:
@@ -213,27 +58,66 @@ def machine(device: str) -> dict[str, Any]:
     return {"device": model, "threads": torch.get_num_threads(), **versions}
 
 
+def first_use_s() -> tuple[float, float]:
+    """Seconds to the first step of a fresh process with an empty cache of kernels, and with the cache it left: the time
+    of a 64-element step, imports excluded."""
+    program = (
+        "import time, torch; from thawline_kernels import FusedAdamW\n"
+        "param = torch.zeros(64, requires_grad=True); param.grad = torch.ones(64)\n"
+        "started = time.perf_counter(); FusedAdamW([param], backend='cpu').step()\n"
+        "print(time.perf_counter() - started)"
+    )
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"THAWLINE_CACHE": cache, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-c", program]
+        runs = [subprocess.run(command, env=environment, capture_output=True, check=True).stdout for _ in range(2)]
+    return float(runs[0]), float(runs[1])
+
+
+def report(
+    sets: str, races: Sequence[str], repeats: int, device: str, json_file: Path | None, png_file: Path | None
+) -> None:
+    """Race, print the table, and write the files that are asked for.
+
+    Exits with a message before the races if one of them or a set is unknown, or if a picture is asked for and
+    matplotlib is not installed.
+    """
+    unknown = [name for name in races if name not in RACES] + [name for name in sets if name not in "abc"]
+    if unknown:
+        sys.exit(f"no race or set {', '.join(unknown)}: the races are {', '.join(RACES)}, the sets a, b, c")
+    if png_file and importlib.util.find_spec("matplotlib") is None:
+        sys.exit(
+            f"--png {png_file}: matplotlib is not installed; pip install 'thawline[bench]' "
+            "(pip install -e '.[bench]' in a checkout), or leave --png out"
+        )
+    about = machine(device)
+    absent = {name: peer for name, peer in peers(device).items() if isinstance(peer, str)}
+    results = run(sets, races, repeats, device)
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print(table(results))
+    for name, reason in absent.items():
+        print(f"not raced: {name}: {reason}")
+    cold, warm = first_use_s() if device == "cpu" else (None, None)
+    if cold is not None:
+        print(f"first use to first step: {cold:.1f} s, compiled then; {warm:.3f} s after")
+    if json_file:
+        figures: dict[str, Any] = {"machine": about, "first_use_s": [cold, warm], "absent": absent}
+        figures["results"] = [asdict(result) for result in results]
+        json_file.write_text(json.dumps(figures, indent=1) + "\n")
+    if png_file:
+        draw(results, png_file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m thawline_kernels.bench", description=__doc__.partition("\n")[0])
     parser.add_argument("--sets", default="abc", help="of a, b, c")
-    parser.add_argument("--races", nargs="+", choices=RACES, default=list(RACES))
+    parser.add_argument("--races", nargs="+", choices=RACES, default=QUICK)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path)
     options = parser.parse_args()
-    if options.png and importlib.util.find_spec("matplotlib") is None:  # said before the races, which take minutes
-        sys.exit(
-            f"--png {options.png}: matplotlib is not installed; pip install 'thawline[bench]' "
-            "(pip install -e '.[bench]' in a checkout), or leave --png out"
-        )
-    results = run(options.sets, tuple(options.races), options.repeats, options.device)
-    print(table(results))
-    if options.json:
-        report = {"machine": machine(options.device), "results": [asdict(result) for result in results]}
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-    if options.png:
-        draw(results, options.png)
+    report(options.sets, options.races, options.repeats, options.device, options.json, options.png)
 
 
 if __name__ == "__main__":

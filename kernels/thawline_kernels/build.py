@@ -99,7 +99,15 @@ def compile_into(path: Path, target: str) -> None:
 def _cpu_commands(scratch: Path) -> Iterator[tuple[str, ...]]:
     compiler, includes = _compiler("cpu"), _torch_includes()
     for source in ("ops_cpu", "gather"):
-        yield (compiler, *HOST_FLAGS, *includes, "-c", str(SOURCES / f"{source}.cpp"), "-o", str(scratch / f"{source}.o"))
+        yield (
+            compiler,
+            *HOST_FLAGS,
+            *includes,
+            "-c",
+            str(SOURCES / f"{source}.cpp"),
+            "-o",
+            str(scratch / f"{source}.o"),
+        )
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     for isa, (width, *flags) in INSTRUCTION_SETS.items():
         if isa == "scalar" or is_x86:

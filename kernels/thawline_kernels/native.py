@@ -1,8 +1,8 @@
 """The tensors of a parameter group gathered by C++, for groups of thousands of small tensors, where Python's gathering
 took more time than the step.
 
-Owns the calls into csrc/gather.cpp: it reads ``p.grad`` and the state anew in every step, so that nothing can be stale.
-It takes ordinary CPU tensors; what it leaves goes to `batches.gather`, which knows DTensors, other strides and refusals.
+Owns the calls into csrc/gather.cpp: it reads ``p.grad`` and the state anew in every step, so nothing can be stale. It
+takes ordinary CPU tensors; what it leaves goes to `batches.gather`, which knows DTensors, other strides and refusals.
 Where torch is older than 2.14, which cannot give a tensor's memory to C, it takes nothing.
 """
 
@@ -57,6 +57,11 @@ def _library() -> _Library:
     return _Library(str(build.library("cpu")))
 
 
+def can_gather() -> bool:
+    """Whether this torch gives a tensor's memory to C (2.14 and later)."""
+    return _library().can_gather
+
+
 class NativeBatch:
     """What `batches.Batch` is, held by C++: tensors of one group with one step count and one set of dtypes."""
 
@@ -91,14 +96,16 @@ class NativeBatch:
         self._library.count(self._gathered, torch.tensor(float(self.step)), _NAMES)
 
 
-def gather(group: dict[str, Any], hyper: Hyper, states: States, cursor: c_ssize_t) -> tuple[list[NativeBatch], list[int]]:
+def gather(
+    group: dict[str, Any], hyper: Hyper, states: States, cursor: c_ssize_t
+) -> tuple[list[NativeBatch], list[int]]:
     """The batches of one group's ordinary CPU parameters, and the positions of those that are not.
 
     Args:
         cursor: where the walk through ``states`` stands, 0 before the first group.
     """
     params = group["params"]
-    if not _library().can_gather or not isinstance(params, list):
+    if not can_gather() or not isinstance(params, list):
         return [], list(range(len(params)))
     batches: list[NativeBatch] = []
     positions: list[int] | None = None

@@ -1,0 +1,236 @@
+"""Tensors gathered by C++ give the bits of those gathered by Python, whatever was swapped, replaced or odd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ctypes import c_ssize_t
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from thawline_kernels import FusedAdamW, backends, native, reference
+from thawline_kernels.adamw import _hyper
+
+pytestmark = pytest.mark.skipif(not native.can_gather(), reason="torch before 2.14 gives no tensor to C")
+SIZES = ((3, 4), (17,), (), (0,), (2, 5, 3), (1,), (40,))
+
+
+def make(options: dict[str, Any], dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], FusedAdamW]:
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randn(size, generator=generator).to(dtype).requires_grad_() for size in SIZES]
+    groups = [{"params": params[:4]}, {"params": params[4:], "lr": 0.1, "weight_decay": 0.3}]
+    return params, FusedAdamW(groups, lr=0.01, **options)
+
+
+def give_grads(params: list[Tensor], step: int) -> None:
+    generator = torch.Generator().manual_seed(100 + step)
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
+
+
+def gathered(optimizer: FusedAdamW) -> tuple[int, list[list[int]]]:
+    """Number of parameters that C++ takes, and of each group the positions that it leaves."""
+    cursor, taken, left = c_ssize_t(0), 0, []
+    for group in optimizer.param_groups:
+        batches, rest = native.gather(group, _hyper(group, is_accurate=False), optimizer.state, cursor)
+        taken += sum(map(len, batches))
+        left.append(rest)
+    return taken, left
+
+
+def compare(
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[list[Tensor], FusedAdamW, int], None],
+    options: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Six steps, ``change`` before each, with C++ gathering and without: the same norms, bits and counts."""
+
+    def train() -> tuple[list[Tensor], list[float], list[Tensor]]:
+        params, optimizer = make(options or {}, dtype)
+        norms = []
+        for step in range(6):
+            give_grads(params, step)
+            change(params, optimizer, step)
+            norms.append(float(optimizer.step(max_norm=1.0, zero_grad=step % 2 == 0)))
+            assert step % 2 or not any(p.grad.any() for p in params if p.grad is not None)
+        state = [tensor for p in params for _, tensor in sorted(optimizer.state[p].items())]
+        return params, norms, state
+
+    ours = train()
+    with monkeypatch.context() as patch:
+        patch.setattr(backends, "is_compiled", lambda *_: False)
+        theirs = train()
+    assert ours[1] == theirs[1]
+    for a, b in zip((*ours[0], *ours[2]), (*theirs[0], *theirs[2]), strict=True):
+        assert torch.equal(a, b)
+
+
+def nothing(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
+    pass
+
+
+FORMATS = (
+    ({}, torch.float32),
+    ({"amsgrad": True, "maximize": True}, torch.float32),
+    ({"state_dtype": "bf16", "seed": -5}, torch.float32),
+    ({"numerics": "accurate"}, torch.bfloat16),
+    ({"master": "split16"}, torch.bfloat16),
+    ({"master": "split16", "state_dtype": "bf16", "seed": 2**70}, torch.bfloat16),
+    ({"master": "fp32", "amsgrad": True}, torch.bfloat16),
+)
+
+
+@pytest.mark.parametrize(("options", "dtype"), FORMATS, ids=str)
+def test_every_format(options: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare(monkeypatch, nothing, options, dtype)
+
+
+def test_after_the_first_step_all_ordinary_tensors_are_taken() -> None:
+    params, optimizer = make({})
+    give_grads(params, 0)
+    assert gathered(optimizer) == (0, [[0, 1, 2, 3], [0, 1, 2]])
+    optimizer.step()
+    assert gathered(optimizer) == (7, [[], []])
+
+
+def swap_parameters(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
+    params[step].data = params[step].data.clone()
+
+
+def empty_and_refill(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
+    """As ZeRO-3 does with its partitions."""
+    kept = params[0].data.clone()
+    grad, params[0].grad = params[0].grad, None
+    params[0].data = torch.empty(0)
+    params[0].data = kept
+    params[0].grad = grad
+
+
+def swap_state(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
+    for state in optimizer.state.values():
+        state["exp_avg"].data = state["exp_avg"].data.clone()
+        state["exp_avg_sq"] = state["exp_avg_sq"].clone()
+
+
+def replace_state(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
+    if step:
+        optimizer.state[params[2]] = {key: value.clone() for key, value in optimizer.state[params[2]].items()}
+
+
+def reload_state(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def forget_state(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
+    if step == 3:
+        optimizer.state.clear()
+
+
+def reorder(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
+    optimizer.param_groups[0]["params"].reverse()
+    if step == 4:
+        optimizer.param_groups[1]["params"].append(optimizer.param_groups[0]["params"].pop())
+
+
+def transpose_in_place(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
+    """The same memory and size, other strides."""
+    params[0].grad = None
+    params[0].data = params[0].data.t()
+    params[0].grad = torch.full_like(params[0], 0.1).mul_(torch.arange(params[0].numel()).view(params[0].shape))
+
+
+def leave_out(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
+    params[step].grad = None
+
+
+def odd_gradients(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
+    params[0].grad = torch.full((3, 1), 0.5).expand(3, 4)
+    params[1].grad = torch.randn(34, generator=torch.Generator().manual_seed(step))[::2]
+    params[4].grad_dtype = None  # any
+    params[4].grad = params[4].grad.bfloat16()
+    params[5].grad = torch.complex(torch.zeros(1), params[5].grad).conj().imag
+    assert params[5].grad.is_neg()
+
+
+CHANGES = (
+    swap_parameters,
+    empty_and_refill,
+    swap_state,
+    replace_state,
+    reload_state,
+    forget_state,
+    reorder,
+    leave_out,
+    odd_gradients,
+)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_nothing_of_an_earlier_step_is_remembered(change, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare(monkeypatch, change)
+
+
+def test_moments_whose_strides_are_no_longer_the_parameters_are_refused() -> None:
+    params, optimizer = make({})
+    give_grads(params, 0)
+    optimizer.step()
+    transpose_in_place(params, optimizer, 1)
+    assert gathered(optimizer)[1] == [[0], []]
+    with pytest.raises(RuntimeError, match="exp_avg differs"):
+        optimizer.step()
+
+
+def test_what_is_odd_is_left_by_its_position() -> None:
+    params, optimizer = make({})
+    give_grads(params, 0)
+    optimizer.step()
+    odd_gradients(params, optimizer, 1)
+    params[6].grad = torch.ones(40).to_sparse()
+    assert gathered(optimizer) == (3, [[0, 1], [1, 2]]), "bf16 beside fp32 gradients is a second batch, not a rest"
+    with pytest.raises(TypeError, match="sparse"):
+        optimizer.step()
+
+
+def test_a_second_counter_is_a_second_batch() -> None:
+    params, optimizer = make({})
+    give_grads(params, 0)
+    params[0].grad = None
+    optimizer.step()
+    give_grads(params, 1)
+    optimizer.step()
+    group = optimizer.param_groups[0]
+    batches, rest = native.gather(group, _hyper(group, is_accurate=False), optimizer.state, c_ssize_t(0))
+    assert [(len(batch), batch.step) for batch in batches] == [(1, 2), (3, 3)]
+    assert not rest
+
+
+def test_sums_of_squares_are_the_references() -> None:
+    params = [torch.zeros(size, requires_grad=True) for size in (33_000, 0, 5)]
+    optimizer = FusedAdamW(params)
+    give_grads(params, 0)
+    optimizer.step()
+    (batch,), _ = native.gather(
+        optimizer.param_groups[0], reference.Hyper(1, 0, 0, 0, 0), optimizer.state, c_ssize_t(0)
+    )
+    assert batch.sums_of_squares() == [total for p in params for total in reference.sums_of_squares(p.grad)]
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_a_lazily_negated_gradient_is_negated(is_native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bit that says so is not in the memory that a kernel reads."""
+    if not is_native:
+        monkeypatch.setattr(backends, "is_compiled", lambda *_: False)
+    ends = []
+    for resolve in (False, True):
+        param = torch.ones(1, requires_grad=True)
+        optimizer = FusedAdamW([param], lr=0.1)
+        for _ in range(2):
+            param.grad = torch.complex(torch.zeros(1), torch.ones(1)).conj().imag
+            if resolve:
+                param.grad = param.grad.resolve_neg()
+            optimizer.step()
+        ends.append(param.item())
+    assert ends[0] == ends[1] > 1
