@@ -19,6 +19,11 @@ torch.library.define(
     "Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] extras, Tensor scalars, int[] keys, bool accurate, bool zero_grad, "
     'str isa="") -> ()',
 )
+torch.library.define(
+    "thawline::adamw_flat_",
+    "(Tensor(a!) param, Tensor(b!) grad, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!)? max_exp_avg_sq, "
+    'Tensor(f!)? extra, Tensor scalars, int key, bool accurate, bool zero_grad, str isa="") -> ()',
+)
 torch.library.define("thawline::sums_of_squares_", '(Tensor[] grads, Tensor(a!) sums, str isa="") -> ()')
 torch.library.define(
     "thawline::touch_", "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs) -> ()"
@@ -30,11 +35,38 @@ def _check_adamw(params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tenso
     torch._check(len(params) == len(grads) == len(exp_avgs), lambda: "thawline: the lists of tensors differ in length")
 
 
+def _check_flat(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *_: Any, **__: Any) -> None:
+    is_like = all(tensor.shape == param.shape for tensor in (grad, exp_avg, exp_avg_sq))
+    torch._check(is_like, lambda: "thawline: the gradient or a moment differs from its parameter in shape")
+
+
+def _step_flat(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    extra: Tensor | None,
+    scalars: Tensor,
+    key: int,
+    accurate: bool,
+    zero_grad: bool,
+    isa: str = "",
+) -> None:
+    """One tensor, such as the flat partition of ZeRO: the list operator with lists of one."""
+    peaks, extras = ([] if one is None else [one] for one in (max_exp_avg_sq, extra))
+    streams = [param], [grad], [exp_avg], [exp_avg_sq], peaks, extras
+    torch.ops.thawline.adamw_(*streams, scalars, [key], accurate, zero_grad, isa)
+
+
 def _check_sums(grads: list[Tensor], sums: Tensor, isa: str = "") -> None:
     torch._check(sums.dtype is torch.float64, lambda: "thawline: sums must be float64")
 
 
 torch.library.register_fake("thawline::adamw_", _check_adamw)
+torch.library.register_fake("thawline::adamw_flat_", _check_flat)
+for _key in ("CPU", "CUDA"):
+    torch.library.impl("thawline::adamw_flat_", _key, _step_flat)
 torch.library.register_fake("thawline::sums_of_squares_", _check_sums)
 torch.library.register_fake("thawline::touch_", _check_adamw)
 

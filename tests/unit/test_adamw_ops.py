@@ -38,6 +38,35 @@ def test_opcheck_of_the_step(options: dict[str, bool]) -> None:
     torch.library.opcheck(torch.ops.thawline.adamw_, (*tensors(**options), scalars(), [], False, True))
 
 
+def flat(*, amsgrad: bool = False, split: bool = False) -> list[Tensor | None]:
+    """As `tensors`, of the first alone; what a format has no use for is None."""
+    return [one[0] if one else None for one in tensors(amsgrad=amsgrad, split=split)]
+
+
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"split": True}], ids=str)
+def test_opcheck_of_the_flat_step_and_its_bits(options: dict[str, bool]) -> None:
+    torch.library.opcheck(torch.ops.thawline.adamw_flat_, (*flat(**options), scalars(), 5, False, True))
+    one, many = flat(**options), [lists[:1] for lists in tensors(**options)]
+    torch.ops.thawline.adamw_flat_(*one, scalars(), 5, False, True)
+    torch.ops.thawline.adamw_(*many, scalars(), [5], False, True)
+    assert all(torch.equal(a, b[0]) for a, b in zip(one, many, strict=True) if a is not None)
+
+
+def test_the_flat_step_compiles_whole() -> None:
+    def train(p: Tensor, g: Tensor, m: Tensor, v: Tensor, k: Tensor) -> Tensor:
+        torch.ops.thawline.adamw_flat_(p, g * 2, m, v, None, None, k, 0, False, False)
+        return p.sum()
+
+    torch._dynamo.reset()
+    traced = torch.compile(train, fullgraph=True, backend="aot_eager")
+    eager, compiled = flat()[:4], flat()[:4]
+    for step in range(1, 4):
+        assert torch.equal(train(*eager, scalars(step)), traced(*compiled, scalars(step)))
+    assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
+    with pytest.raises(RuntimeError, match="differs from its parameter in shape"):
+        traced(eager[0], eager[1].sum(), *eager[2:], scalars())
+
+
 def test_opcheck_of_the_sums() -> None:
     torch.library.opcheck(
         torch.ops.thawline.sums_of_squares_, (tensors()[1], torch.empty(2, dtype=torch.float64), "scalar")
