@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed import checkpoint
 from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -56,6 +57,56 @@ def check(rank: int, store: Path) -> None:
     for ours, theirs in zip(sharded.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.full_tensor(), theirs.detach(), rtol=1e-5, atol=1e-7)
     dist.destroy_process_group()
+
+
+def train_bf16(model: nn.Module, optimizer: FusedAdamW, steps: range) -> None:
+    for step in steps:
+        rows = torch.randn(8, 5, generator=torch.Generator().manual_seed(step)).bfloat16()
+        model(rows).float().square().mean().backward()
+        optimizer.step(zero_grad=True)
+
+
+def check_split(rank: int, store: Path) -> None:
+    """A checkpoint on disk of split bf16 parameters holds their fp32 values, and training goes on with the same bits."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
+    mesh = init_device_mesh("cpu", (RANKS,))
+
+    def start() -> tuple[nn.Module, FusedAdamW]:
+        model = make_model().bfloat16()
+        fully_shard(model, mesh=mesh)
+        return model, FusedAdamW(model.parameters(), lr=1e-3, master="split16", state_dtype="bf16", seed=7)
+
+    def state(model: nn.Module, optimizer: FusedAdamW) -> dict:
+        model_state, optimizer_state = dcp.get_state_dict(model, optimizer)
+        return {"model": model_state, "optimizer": optimizer_state}
+
+    straight, whole = start()
+    train_bf16(straight, whole, range(3))
+    checkpoint.save(state(straight, whole), checkpoint_id=store.parent / "saved")
+    before = {name: param.to_local().clone() for name, param in straight.named_parameters()}
+
+    resumed, again = start()
+    loaded = state(resumed, again)
+    checkpoint.load(loaded, checkpoint_id=store.parent / "saved")
+    dcp.set_state_dict(resumed, again, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"])
+    for name, param in resumed.named_parameters():
+        assert torch.equal(param.to_local(), before[name])
+    train_bf16(straight, whole, range(3, 6))
+    train_bf16(resumed, again, range(3, 6))
+    for ours, theirs in zip(resumed.parameters(), straight.parameters(), strict=True):
+        assert torch.equal(ours.to_local(), theirs.to_local())
+        assert again.state[ours].keys() == whole.state[theirs].keys() == {"step", "exp_avg", "exp_avg_sq", "low"}
+        for key, value in again.state[ours].items():
+            expected = whole.state[theirs][key]
+            local = [one.to_local() if isinstance(one, DTensor) else one for one in (value, expected)]
+            assert local[0].dtype is local[1].dtype
+            assert torch.equal(*local), key
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_split_parameters_go_through_a_distributed_checkpoint(tmp_path: Path) -> None:
+    mp.spawn(check_split, args=(tmp_path / "store",), nprocs=RANKS)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
