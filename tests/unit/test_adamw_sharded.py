@@ -67,7 +67,7 @@ def train_bf16(model: nn.Module, optimizer: FusedAdamW, steps: range) -> None:
 
 
 def check_split(rank: int, store: Path) -> None:
-    """A checkpoint on disk of split bf16 parameters holds their fp32 values, and training goes on with the same bits."""
+    """A checkpoint on disk of split bf16 parameters holds their fp32 values; training goes on with the same bits."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
     mesh = init_device_mesh("cpu", (RANKS,))
 
