@@ -7,7 +7,7 @@ the compiled kernels; the state's layouts are in `state`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from ctypes import c_ssize_t
 from typing import Any, Literal
 
@@ -117,10 +117,9 @@ class FusedAdamW(AdamW):
         first, cursor = 0, c_ssize_t(0)
         for group in self.param_groups:
             hyper, params = _hyper(group, is_accurate=self._is_accurate), group["params"]
-            ordinary: list[NativeBatch] = []
-            rest = list(range(len(params)))
-            if params and params[0].device.type == "cpu" and backends.is_compiled(self._backend, "cpu"):
-                ordinary, rest = native.gather(group, hyper, self.state, cursor)
+            is_native = params and params[0].device.type == "cpu" and backends.is_compiled(self._backend, "cpu")
+            everything: tuple[list[NativeBatch], Sequence[int]] = [], range(len(params))
+            ordinary, rest = native.gather(group, hyper, self.state, cursor) if is_native else everything
             for quick in ordinary:
                 quick.set_keys(self._seed, first)
             others = gather(group, hyper, self._state_of(group), rest)

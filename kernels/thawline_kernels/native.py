@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from ctypes import POINTER, byref, c_bool, c_double, c_int, c_int64, c_ssize_t, c_uint64, c_void_p, py_object
 from typing import Any
 
@@ -98,7 +99,7 @@ class NativeBatch:
 
 def gather(
     group: dict[str, Any], hyper: Hyper, states: States, cursor: c_ssize_t
-) -> tuple[list[NativeBatch], list[int]]:
+) -> tuple[list[NativeBatch], Sequence[int]]:
     """The batches of one group's ordinary CPU parameters, and the positions of those that are not.
 
     Args:
@@ -106,7 +107,7 @@ def gather(
     """
     params = group["params"]
     if not can_gather() or not isinstance(params, list):
-        return [], list(range(len(params)))
+        return [], range(len(params))
     batches: list[NativeBatch] = []
     positions: list[int] | None = None
     for _ in range(_ROUNDS):
@@ -120,7 +121,7 @@ def gather(
         if not len(batch):
             break
         batches.append(batch)
-    return batches, list(range(len(params))) if positions is None else positions
+    return batches, range(len(params)) if positions is None else positions
 
 
 def _counter(params: list[Tensor], positions: list[int] | None, states: States) -> Tensor | None:

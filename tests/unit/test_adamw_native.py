@@ -36,7 +36,7 @@ def gathered(optimizer: FusedAdamW) -> tuple[int, list[list[int]]]:
     for group in optimizer.param_groups:
         batches, rest = native.gather(group, _hyper(group, is_accurate=False), optimizer.state, cursor)
         taken += sum(map(len, batches))
-        left.append(rest)
+        left.append(list(rest))
     return taken, left
 
 
