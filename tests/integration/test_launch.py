@@ -292,11 +292,14 @@ def test_stubborn_rank_after_a_stop(launch: Launch) -> None:
 def test_first_real_error_is_shown_once(launch: Launch) -> None:
     """Rank 0 only says that its peer is gone, and says it first; rank 1's own error is what the user sees."""
     worker = """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it comes as soon as rank 0 has ended
     if RANK == 0:
+        wait_for("ready")
         try:
             fail(RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4242"))
         finally:
             (RUN.path / "echoed").touch()
+    (RUN.path / "ready").touch()
     wait_for("echoed")
     fail(errors.UserError("column 'text' is missing"))
     """
