@@ -22,7 +22,7 @@ from launcher.data_facts import DataFacts
 from launcher.errors import DataError
 from launcher.labels import label_ids
 from launcher.recipe import Data, ImageFolderData, Task
-from launcher.rows import Rows
+from launcher.rows import Rows, is_text
 from launcher.sampling import sample
 from launcher.sources import read
 from launcher.table_files import Table, Wanted
@@ -144,7 +144,7 @@ def _columns(table: Table, data: Data, task: Task, ids: Indices | None, recipe_d
         elif name in table.columns.column_names:
             columns[column] = table.columns[name].combine_chunks()
     image = columns.get("image")
-    if image is not None and _is_text(image.type) and not isinstance(data, ImageFolderData):
+    if image is not None and is_text(image.type) and not isinstance(data, ImageFolderData):
         columns["image"] = pa.array([str(recipe_dir / path) for path in image.to_pylist()], pa.large_string())
     return pa.table({**columns, "id": pa.array(table.ids, pa.large_string())})
 
@@ -156,20 +156,16 @@ def _check_values(table: Table, data: Data, task: Task) -> None:
         if wanted.name not in table.columns.column_names:
             continue
         column = table.columns[wanted.name]
-        is_text = _is_text(column.type)
-        if wanted.key.startswith("data.columns.text") and not is_text and not pa.types.is_null(column.type):
+        has_texts = is_text(column.type)
+        if wanted.key.startswith("data.columns.text") and not has_texts and not pa.types.is_null(column.type):
             raise DataError(f"{wanted.key}: column {wanted.name!r} of {table.where} holds {column.type}, no texts")
-        empty = pc.or_kleene(pc.is_null(column), pc.equal(column, "")) if is_text else pc.is_null(column)
+        empty = pc.or_kleene(pc.is_null(column), pc.equal(column, "")) if has_texts else pc.is_null(column)
         bad = np.flatnonzero(empty.to_numpy())
         if len(bad):
             raise DataError(
                 f"{wanted.key}: column {wanted.name!r} of {table.where} is empty in {table.named(bad)}; "
                 "fill it in, or leave these rows out"
             )
-
-
-def _is_text(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
 # --- dedupe, limit, split ---------------------------------------------------------------------------------------------

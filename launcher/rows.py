@@ -42,11 +42,13 @@ class Rows:
         """
         digest = hashlib.sha256()
         for name in self.table.column_names:
-            column = self.table[name].combine_chunks()
-            if name == "image" and not pa.types.is_nested(column.type) and not pa.types.is_binary(column.type):
+            column = self.table[name]
+            if name == "image" and is_text(column.type):
                 continue  # a path, which may be another one tomorrow
-            digest.update(f"{name} {len(column)} ".encode())
-            _feed(digest, column)
+            lengths, content = hashlib.sha256(), hashlib.sha256()
+            for chunk in column.chunks:
+                _feed(lengths, content, chunk)
+            digest.update(f"{name} {len(column)} {lengths.hexdigest()} {content.hexdigest()} ".encode())
         return digest.hexdigest()
 
     @property
@@ -55,20 +57,29 @@ class Rows:
         return list(self.table.column_names)
 
 
-def _feed(digest: hashlib._Hash, column: pa.Array) -> None:
-    """Add a column's values: lengths and bytes of what varies in length, the elements of what does not."""
-    type_ = column.type
+def is_text(type_: pa.DataType) -> bool:
+    """Whether a column of this type holds texts."""
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+
+
+def _feed(lengths: hashlib._Hash, content: hashlib._Hash, values: pa.Array) -> None:
+    """Add values: lengths and bytes of what varies in length, the elements of what does not.
+
+    Of images, a struct of ``bytes`` and ``path``, the bytes.
+    """
+    type_ = values.type
     if pa.types.is_struct(type_):
         for index in range(type_.num_fields):
-            _feed(digest, pc.struct_field(column, index))
+            if type_.field(index).name != "path":
+                _feed(lengths, content, pc.struct_field(values, index))
     elif pa.types.is_integer(type_) or pa.types.is_floating(type_):
-        digest.update(column.fill_null(0).to_numpy(zero_copy_only=False).tobytes())
+        content.update(values.fill_null(0).to_numpy(zero_copy_only=False).tobytes())
     else:
         is_bytes = pa.types.is_binary(type_) or pa.types.is_large_binary(type_)
-        values = column if is_bytes else column.cast(pa.large_string())
-        binary = values.cast(pa.large_binary()).fill_null(b"")
-        _, offsets, content = binary.buffers()
+        text = values if is_bytes else values.cast(pa.large_string())
+        binary = text.cast(pa.large_binary()).fill_null(b"")
+        _, offsets, data = binary.buffers()
         ends = np.frombuffer(offsets, np.int64)[binary.offset : binary.offset + len(binary) + 1]
-        digest.update(np.diff(ends).tobytes())
-        if content is not None:
-            digest.update(memoryview(content)[ends[0] : ends[-1]])
+        lengths.update(np.diff(ends).tobytes())
+        if data is not None:
+            content.update(memoryview(data)[ends[0] : ends[-1]])

@@ -6,6 +6,7 @@ no accounting data base; a job that SLURM has forgotten, minutes after its end, 
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from launcher.errors import EnvironmentProblem, UserError
 from launcher.run_dir import RunDir
 
+log = logging.getLogger(__name__)
 ANSWER_TIMEOUT_S = 30
 _WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED")
 _AT_WORK = ("RUNNING", "COMPLETING")
@@ -50,7 +52,7 @@ class QueueState(BaseModel):
 
 
 def look(run: RunDir) -> QueueState | None:
-    """The newest job of a run; None when it has none, when no SLURM is here, or when SLURM has forgotten it."""
+    """The newest job of a run; None when it has none, no SLURM is here or answers, or SLURM has forgotten it."""
     job, program = job_of(run), shutil.which("scontrol")
     if job is None or program is None:
         return None
@@ -60,6 +62,7 @@ def look(run: RunDir) -> QueueState | None:
             capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
+        log.warning("scontrol gave no answer in %s s: the queue's state is not shown", ANSWER_TIMEOUT_S)
         return None
     return parse(job, shown.stdout) if shown.returncode == 0 else None
 

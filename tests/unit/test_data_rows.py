@@ -297,11 +297,15 @@ def test_the_digest_is_that_of_the_values_in_their_order() -> None:
 
 
 def test_images_count_by_their_bytes_or_else_by_what_the_rows_are_called() -> None:
-    def digest(images: list[Any], ids: str) -> str:
+    def digest(images: Any, ids: str) -> str:
         return Rows(pa.table({"image": images, "id": list(ids)})).digest()
 
     inside = [{"bytes": b"\xff\xfe", "path": None}, {"bytes": b"", "path": None}]
     assert digest(inside, "01") == digest(list(inside), "01")
     assert digest(inside, "01") != digest(inside[::-1], "01")
+    assert digest(inside, "01") == digest([{**image, "path": "elsewhere"} for image in inside], "01")
+    plain = [image["bytes"] for image in inside]
+    assert digest(plain, "01") != digest([b"\xff", b"\xfe"], "01")
+    assert digest(pa.array(plain, pa.large_binary()), "01") == digest(plain, "01")
     assert digest(["here/a.png", "here/b.png"], "01") == digest(["there/a.png", "there/b.png"], "01")
     assert digest(["here/a.png", "here/b.png"], "01") != digest(["here/a.png", "here/b.png"], "02")
