@@ -117,9 +117,10 @@ class FusedAdamW(AdamW):
         first, cursor = 0, c_ssize_t(0)
         for group in self.param_groups:
             hyper, params = _hyper(group, is_accurate=self._is_accurate), group["params"]
-            is_native = params and params[0].device.type == "cpu" and backends.is_compiled(self._backend, "cpu")
+            target = params[0].device.type if params else ""
+            is_native = target in ("cpu", "cuda") and backends.is_compiled(self._backend, target)
             everything: tuple[list[NativeBatch], Sequence[int]] = [], range(len(params))
-            ordinary, rest = native.gather(group, hyper, self.state, cursor) if is_native else everything
+            ordinary, rest = native.gather(target, group, hyper, self.state, cursor) if is_native else everything
             for quick in ordinary:
                 quick.set_keys(self._seed, first)
             others = gather(group, hyper, self._state_of(group), rest)

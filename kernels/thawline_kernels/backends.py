@@ -52,7 +52,7 @@ class CompiledBackend:
         self.isa = isa
 
     def update(self, batch: Batch, k: reference.Scalars, *, zero_grad: bool) -> None:
-        scalars = reference.pack(k, batch.hyper).to(batch.params[0].device)
+        scalars = reference.pack(k, batch.hyper)  # on the host, also for CUDA: a copy would wait for the device
         moments = batch.exp_avgs, batch.exp_avg_sqs, batch.peaks
         options = scalars, batch.keys, batch.hyper.accurate, zero_grad, self.isa
         torch.ops.thawline.adamw_(batch.params, batch.grads, *moments, batch.extras, *options)

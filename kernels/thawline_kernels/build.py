@@ -117,8 +117,9 @@ def _cpu_commands(scratch: Path) -> Iterator[tuple[str, ...]]:
 
 
 def _cuda_commands(scratch: Path) -> Iterator[tuple[str, ...]]:
-    source, output = str(SOURCES / "ops_cuda.cu"), str(scratch / "ops.o")
-    yield (_compiler("cuda"), *CUDA_FLAGS, *_cuda_architectures(), *_torch_includes(), "-c", source, "-o", output)
+    for source in ("ops_cuda.cu", "gather.cpp"):
+        files = ("-c", str(SOURCES / source), "-o", str(scratch / f"{Path(source).stem}.o"))
+        yield (_compiler("cuda"), *CUDA_FLAGS, *_cuda_architectures(), *_torch_includes(), *files)
 
 
 def _cuda_architectures() -> tuple[str, ...]:

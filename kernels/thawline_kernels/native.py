@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_bool, c_double, c_int, c_int64, c_ssize_t, c_uint64, c_void_p, py_object
+from ctypes import POINTER, byref, c_bool, c_char_p, c_double, c_int, c_int64, c_ssize_t, c_uint64, c_void_p, py_object
 from typing import Any
 
 import torch
@@ -29,14 +29,14 @@ States = dict[Tensor, dict[str, Any]]
 
 
 class _Library:
-    """The functions of the compiled library, with and without the GIL."""
+    """The functions of a compiled library, with and without the GIL."""
 
     def __init__(self, path: str) -> None:
         held, free = ctypes.PyDLL(path), ctypes.CDLL(path)
         self.can_gather = bool(held.thawline_gathers())
         self.gather = held.thawline_gather
         self.gather.restype = c_void_p
-        self.gather.argtypes = [*[py_object] * 7, POINTER(c_ssize_t)]
+        self.gather.argtypes = [*[py_object] * 7, POINTER(c_ssize_t), c_bool]
         self.size, self.moments_are_bf16 = held.thawline_gathered, held.thawline_gathered_moments_are_bf16
         self.size.restype, self.size.argtypes = c_int64, [c_void_p]
         self.moments_are_bf16.restype, self.moments_are_bf16.argtypes = c_int, [c_void_p]
@@ -46,21 +46,26 @@ class _Library:
         self.set_keys = held.thawline_set_keys
         self.set_keys.restype, self.set_keys.argtypes = None, [c_void_p, c_uint64, c_uint64, c_uint64]
         self.step = free.thawline_step
-        self.step.restype, self.step.argtypes = None, [c_void_p, c_void_p, c_bool, c_bool]
+        self.step.restype, self.step.argtypes = c_char_p, [c_void_p, c_void_p, c_bool, c_bool]
         self.num_sums, self.sums = free.thawline_num_sums, free.thawline_sums_of_squares
         self.num_sums.restype, self.num_sums.argtypes = c_int64, [c_void_p]
-        self.sums.restype, self.sums.argtypes = None, [c_void_p, POINTER(c_double)]
+        self.sums.restype, self.sums.argtypes = c_char_p, [c_void_p, POINTER(c_double)]
 
 
 @functools.cache
-def _library() -> _Library:
-    build.load("cpu")
-    return _Library(str(build.library("cpu")))
+def _library(target: str) -> _Library:
+    build.load(target)
+    return _Library(str(build.library(target)))
 
 
-def can_gather() -> bool:
-    """Whether this torch gives a tensor's memory to C (2.14 and later)."""
-    return _library().can_gather
+def can_gather(target: str = "cpu") -> bool:
+    """Whether this torch gives a tensor's memory to C (2.14 and later); ``target`` is "cpu" or "cuda"."""
+    return _library(target).can_gather
+
+
+def _raise(problem: bytes | None) -> None:
+    if problem is not None:
+        raise RuntimeError(problem.decode(errors="replace"))
 
 
 class NativeBatch:
@@ -84,12 +89,12 @@ class NativeBatch:
     def update(self, k: reference.Scalars, *, zero_grad: bool) -> None:
         """Step parameters and moments in place; zero the gradients with ``zero_grad``."""
         scalars = reference.pack(k, self.hyper)
-        self._library.step(self._gathered, scalars.data_ptr(), self.hyper.accurate, zero_grad)
+        _raise(self._library.step(self._gathered, scalars.data_ptr(), self.hyper.accurate, zero_grad))
 
     def sums_of_squares(self) -> list[float]:
         """As `reference.sums_of_squares`, of all gradients."""
         sums = (c_double * self._library.num_sums(self._gathered))()
-        self._library.sums(self._gathered, sums)
+        _raise(self._library.sums(self._gathered, sums))
         return list(sums)
 
     def finish(self) -> None:
@@ -98,15 +103,17 @@ class NativeBatch:
 
 
 def gather(
-    group: dict[str, Any], hyper: Hyper, states: States, cursor: c_ssize_t
+    target: str, group: dict[str, Any], hyper: Hyper, states: States, cursor: c_ssize_t
 ) -> tuple[list[NativeBatch], Sequence[int]]:
-    """The batches of one group's ordinary CPU parameters, and the positions of those that are not.
+    """The batches of one group's ordinary parameters, and the positions of those that are not.
 
     Args:
+        target: whose kernels step them, "cpu" or "cuda": the kind of device that the first parameter is on.
         cursor: where the walk through ``states`` stands, 0 before the first group.
     """
     params = group["params"]
-    if not can_gather() or not isinstance(params, list):
+    library = _library(target)
+    if not library.can_gather or not isinstance(params, list):
         return [], range(len(params))
     batches: list[NativeBatch] = []
     positions: list[int] | None = None
@@ -115,8 +122,9 @@ def gather(
         rest: list[int] = []
         if counter is None:
             break
-        gathered = _library().gather(params, positions, states, counter, rest, _NAMES, _TYPES, byref(cursor))
-        batch = NativeBatch(_library(), gathered, hyper, int(counter) + 1)
+        names = _NAMES, _TYPES
+        gathered = library.gather(params, positions, states, counter, rest, *names, byref(cursor), target == "cuda")
+        batch = NativeBatch(library, gathered, hyper, int(counter) + 1)
         positions = rest
         if not len(batch):
             break

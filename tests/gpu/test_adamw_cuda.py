@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -46,18 +47,20 @@ def assert_same_bits(ours: Lists, theirs: Lists) -> None:
             assert torch.equal(a.cpu().view(whole), b.cpu().view(whole))
 
 
+@pytest.mark.parametrize("scalars_on", ["cpu", "cuda"])
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("moments", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("grad", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("param", ["fp32", "bf16", "split16", "fp32 and copy"])
-def test_bits_are_the_cpus(param: str, grad: torch.dtype, moments: torch.dtype, amsgrad: bool) -> None:
+def test_bits_are_the_cpus(param: str, grad: torch.dtype, moments: torch.dtype, amsgrad: bool, scalars_on: str) -> None:
     cpu = lists(param, grad, moments, amsgrad=amsgrad)
     cuda = on_cuda(cpu)
     keys = list(range(len(SIZES)))
     for step in range(1, 21):
-        k = reference.pack(reference.scalars(HYPER, step, 0.7), HYPER)
-        torch.ops.thawline.adamw_(*cpu, k, keys, step % 2 == 0, False)
-        torch.ops.thawline.adamw_(*cuda, k.cuda(), keys, step % 2 == 0, False)
+        hyper = dataclasses.replace(HYPER, accurate=step % 2 == 0)
+        k = reference.pack(reference.scalars(hyper, step, 0.7), hyper)
+        torch.ops.thawline.adamw_(*cpu, k, keys, hyper.accurate, False)
+        torch.ops.thawline.adamw_(*cuda, k.to(scalars_on), keys, hyper.accurate, False)
     assert_same_bits(cuda, cpu)
 
 
@@ -98,7 +101,7 @@ def test_one_launch_for_4000_tensors() -> None:
         param.grad = torch.randn_like(param)
     optimizer = FusedAdamW(params, backend="cuda")
     optimizer.step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
         optimizer.step()
     assert sum("adamw_kernel" in event.name for event in profile.events()) == 1
 

@@ -42,7 +42,7 @@ def gathered(optimizer: FusedAdamW) -> tuple[int, list[list[int]]]:
     """Number of parameters that C++ takes, and of each group the positions that it leaves."""
     cursor, taken, left = c_ssize_t(0), 0, []
     for group in optimizer.param_groups:
-        batches, rest = native.gather(group, _hyper(group, is_accurate=False), optimizer.state, cursor)
+        batches, rest = native.gather("cpu", group, _hyper(group, is_accurate=False), optimizer.state, cursor)
         taken += sum(map(len, batches))
         left.append(list(rest))
     return taken, left
@@ -210,7 +210,7 @@ def test_a_second_counter_is_a_second_batch() -> None:
     give_grads(params, 1)
     optimizer.step()
     group = optimizer.param_groups[0]
-    batches, rest = native.gather(group, _hyper(group, is_accurate=False), optimizer.state, c_ssize_t(0))
+    batches, rest = native.gather("cpu", group, _hyper(group, is_accurate=False), optimizer.state, c_ssize_t(0))
     assert [(len(batch), batch.step) for batch in batches] == [(1, 2), (3, 3)]
     assert not rest
 
@@ -221,6 +221,7 @@ def test_sums_of_squares_are_the_references() -> None:
     give_grads(params, 0)
     optimizer.step()
     (batch,), _ = native.gather(
+        "cpu",
         optimizer.param_groups[0], reference.Hyper(1, 0, 0, 0, 0), optimizer.state, c_ssize_t(0)
     )
     assert batch.sums_of_squares() == [total for p in params for total in reference.sums_of_squares(p.grad)]

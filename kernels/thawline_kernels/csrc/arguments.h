@@ -68,7 +68,8 @@ struct Call {
     Layout layout;
     std::vector<Streams> streams;
     std::vector<int64_t> numels;
-    const Scalars* scalars;  // on the device of the tensors
+    const Scalars* scalars;  // on the device of the tensors, or on the host: see are_scalars_on_host
+    bool are_scalars_on_host;
 };
 
 Call checked(const Tensors& params, const Tensors& grads, const Tensors& exp_avgs, const Tensors& exp_avg_sqs,
@@ -77,7 +78,7 @@ Call checked(const Tensors& params, const Tensors& grads, const Tensors& exp_avg
     bool is_even = grads.size() == count && exp_avgs.size() == count && exp_avg_sqs.size() == count;
     for (size_t length : {peaks.size(), extras.size(), keys.size()}) is_even = is_even && (length == 0 || length == count);
     STD_TORCH_CHECK(is_even, "thawline: the lists of tensors differ in length");
-    Call call{{}, std::vector<Streams>(count), std::vector<int64_t>(count), static_cast<const Scalars*>(scalars.data_ptr())};
+    Call call{{}, std::vector<Streams>(count), std::vector<int64_t>(count), static_cast<const Scalars*>(scalars.data_ptr()), scalars.is_cpu()};
     for (size_t t = 0; t < count; t++) {
         const Tensor *extra = extras.empty() ? nullptr : &extras[t], *peak = peaks.empty() ? nullptr : &peaks[t];
         Layout layout = layout_of(params[t], grads[t], exp_avgs[t], extra);
@@ -89,8 +90,8 @@ Call checked(const Tensors& params, const Tensors& grads, const Tensors& exp_avg
     }
     bool is_packed = scalars.scalar_type() == ScalarType::Float && scalars.is_contiguous() &&
                      scalars.numel() * sizeof(float) == sizeof(Scalars) &&
-                     (count == 0 || (scalars.is_cpu() == params[0].is_cpu() && scalars.get_device() == params[0].get_device()));
-    STD_TORCH_CHECK(is_packed, "thawline: scalars must be the nine float32 of reference.pack, on the parameters' device");
+                     (count == 0 || scalars.is_cpu() || scalars.get_device() == params[0].get_device());
+    STD_TORCH_CHECK(is_packed, "thawline: scalars must be the nine float32 of reference.pack, on the host or on the parameters' device");
     return call;
 }
 

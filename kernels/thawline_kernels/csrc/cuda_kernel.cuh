@@ -1,7 +1,8 @@
 // The CUDA kernels: one launch for up to MAX_TENSORS tensors, a block for each chunk. No torch here.
 //
 // Every element takes step.h's operations with the _rn intrinsics, which the compiler may not contract; so the bits are the
-// CPU's. The scalars are read from device memory, so that a captured graph can be replayed with new ones.
+// CPU's. The scalars are read from device memory, so that a captured graph can be replayed with new ones; or they travel with
+// the launch, which then waits for no copy.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -19,14 +20,18 @@ struct DeviceMath {
     static __device__ __forceinline__ F root(F a) { return __fsqrt_rn(a); }
 };
 
-constexpr int THREADS = 256;
 constexpr int WIDTH = 4;                     // elements a thread loads at once: 16 bytes of fp32
-constexpr int64_t DEVICE_CHUNK = 1 << 15;    // elements of one block
 constexpr int MAX_TENSORS = 4000;            // gradient pointers by value: 32,000 of the 32,764 bytes of parameters
+constexpr int NORM_THREADS = 256;
+
+// Of a block: small ones leave no half-empty last wave. Measured on an H100, see kernels/README.md; the rounding of bf16
+// moments takes more instructions, and then fewer threads with more turns are faster.
+template <State STATE> constexpr int THREADS = STATE == State::fp32 ? 512 : 128;
+template <State STATE> constexpr int64_t CHUNK = STATE == State::fp32 ? 4096 : 2048;
 
 // Tables in device memory; they change only when the tensors do.
 struct TensorEntry {
-    Streams streams;  // with a null gradient
+    Streams streams;  // without what changes from step to step: the gradient and the key
     int64_t numel;
 };
 struct ChunkEntry {
@@ -89,25 +94,36 @@ __device__ __forceinline__ bool is_packet_aligned(const void* stream, int64_t el
     return ((reinterpret_cast<uintptr_t>(stream) + element * bytes) % (bytes * WIDTH)) == 0;
 }
 
+// Field by field, through an intrinsic: of `scalars ? *scalars : given` nvcc 13.0 reads the first field from `given` always.
+__device__ __forceinline__ Scalars read_scalars(const Scalars* scalars, const Scalars& given) {
+    Scalars s = given;
+    if (scalars)
+        for (int i = 0; i < static_cast<int>(sizeof(Scalars) / sizeof(float)); i++)
+            reinterpret_cast<float*>(&s)[i] = __ldcg(reinterpret_cast<const float*>(scalars) + i);
+    return s;
+}
+
 template <Param PARAM, Grad GRAD, State STATE>
-__global__ void __launch_bounds__(THREADS) adamw_kernel(
-    const TensorEntry* __restrict__ tensors, const ChunkEntry* __restrict__ chunks, int first_tensor,
-    const Scalars* __restrict__ scalars, Options options, const __grid_constant__ GradPointers grads) {
+__global__ void __launch_bounds__(THREADS<STATE>) adamw_kernel(
+    const TensorEntry* __restrict__ tensors, const ChunkEntry* __restrict__ chunks, const uint32_t* __restrict__ keys,
+    int first_tensor, const Scalars* __restrict__ scalars, const __grid_constant__ Scalars given, Options options,
+    const __grid_constant__ GradPointers grads) {
     using P = std::conditional_t<PARAM == Param::fp32 || PARAM == Param::fp32_copied, float, uint16_t>;
     using G = std::conditional_t<GRAD == Grad::fp32, float, uint16_t>;
     using S = std::conditional_t<STATE == State::fp32, float, uint16_t>;
-    const Scalars s = *scalars;
+    const Scalars s = read_scalars(scalars, given);
     if (s.skips != 0.0f) return;
     const Constants<float> k = constants<float>(s, options.is_accurate, [](float x) { return x; });
     const ChunkEntry chunk = chunks[blockIdx.x];
     const TensorEntry& entry = tensors[chunk.tensor];
     Streams t = entry.streams;
+    if constexpr (STATE == State::bf16) t.key = keys[chunk.tensor];
     t.grad = grads.of[chunk.tensor - first_tensor];
-    const int64_t end = min(chunk.begin + DEVICE_CHUNK, entry.numel);
+    const int64_t end = min(chunk.begin + CHUNK<STATE>, entry.numel);
     bool is_aligned = is_packet_aligned(t.param, chunk.begin, sizeof(P)) && is_packet_aligned(t.extra, chunk.begin, 2) &&
                       is_packet_aligned(t.grad, chunk.begin, sizeof(G)) && is_packet_aligned(t.exp_avg, chunk.begin, sizeof(S)) &&
                       is_packet_aligned(t.exp_avg_sq, chunk.begin, sizeof(S)) && is_packet_aligned(t.peak, chunk.begin, 4);
-    for (int64_t i = chunk.begin + WIDTH * threadIdx.x; i < end; i += WIDTH * THREADS) {
+    for (int64_t i = chunk.begin + WIDTH * threadIdx.x; i < end; i += WIDTH * THREADS<STATE>) {
         const int count = min((int64_t)WIDTH, end - i);
         const bool is_whole = is_aligned && count == WIDTH;
         Lanes<P> p; Lanes<uint16_t> x; Lanes<G> g; Lanes<S> m, v; Lanes<float> peak;
@@ -143,11 +159,11 @@ __global__ void __launch_bounds__(THREADS) adamw_kernel(
 // One warp a chunk of NORM_CHUNK: lane l adds the elements l, l + 32, ... in order, then the lanes are halved to one: the
 // order of reference.py, so the sums are the CPU's to the bit.
 template <Grad GRAD>
-__global__ void __launch_bounds__(THREADS) sums_kernel(const ChunkEntry* __restrict__ chunks, const int64_t* __restrict__ numels,
+__global__ void __launch_bounds__(NORM_THREADS) sums_kernel(const ChunkEntry* __restrict__ chunks, const int64_t* __restrict__ numels,
                                                        int num_chunks, int first_tensor, double* __restrict__ sums,
                                                        const __grid_constant__ GradPointers grads) {
     using G = std::conditional_t<GRAD == Grad::fp32, float, uint16_t>;
-    const int index = blockIdx.x * (THREADS / NORM_LANES) + threadIdx.x / NORM_LANES, lane = threadIdx.x % NORM_LANES;
+    const int index = blockIdx.x * (NORM_THREADS / NORM_LANES) + threadIdx.x / NORM_LANES, lane = threadIdx.x % NORM_LANES;
     if (index >= num_chunks) return;
     const ChunkEntry chunk = chunks[index];
     const G* grad = static_cast<const G*>(grads.of[chunk.tensor - first_tensor]);

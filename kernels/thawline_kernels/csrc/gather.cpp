@@ -1,7 +1,7 @@
 // Reads a parameter group from Python's own objects, without making a Python object for each pointer, stride and size.
 //
-// Owns what makes a parameter ordinary: a plain dense fp32 or bf16 CPU tensor whose gradient and state have its shape and
-// strides, and the dtypes and the step counter of the group's first such. All others are named in `rest`, and batches.py
+// Owns what makes a parameter ordinary: a plain dense fp32 or bf16 tensor whose gradient and state have its device, shape and
+// strides, and the device, dtypes and step counter of the group's first such. All others are named in `rest`, and batches.py
 // takes them, or refuses them with a message. Nothing is kept from step to step: DeepSpeed and FSDP swap tensors there.
 //
 // Called through ctypes.PyDLL, which holds the GIL. Of Python only functions of its stable ABI are used, declared here, so
@@ -43,13 +43,13 @@ enum Name { GRAD, STEP, EXP_AVG, EXP_AVG_SQ, PEAK, MASTER, LOW };
 enum Type { TENSOR, PARAMETER, NONE };
 
 const int32_t FP32 = aoti_torch_dtype_float32(), BF16 = aoti_torch_dtype_bfloat16(), INT16 = aoti_torch_dtype_int16();
-const int32_t CPU = aoti_torch_device_type_cpu(), STRIDED = aoti_torch_layout_strided();
+const int32_t CPU = aoti_torch_device_type_cpu(), CUDA = aoti_torch_device_type_cuda(), STRIDED = aoti_torch_layout_strided();
 
 // A tensor of Python's for as long as it is looked at.
 struct View {
     AtenTensorHandle handle = nullptr;
     int64_t dim = 0, numel = 0, *sizes = nullptr, *strides = nullptr;
-    int32_t dtype = -1;
+    int32_t dtype = -1, device_type = -1, device_index = -1;
     void* data = nullptr;
     bool is_ordinary = false;
 
@@ -58,9 +58,10 @@ struct View {
         const bool is_plain = type && (type == PyTuple_GetItem(types, TENSOR) || type == PyTuple_GetItem(types, PARAMETER));
         if (type) Py_DecRef(type);  // its tensors keep it alive
         if (!is_plain || torch_tensor_from_pyobject(tensor, &handle)) return;
-        int32_t device = -1, layout = -1;
+        int32_t layout = -1;
         is_ordinary = !aoti_torch_get_layout(handle, &layout) && layout == STRIDED &&
-                      !aoti_torch_get_device_type(handle, &device) && device == CPU && !aoti_torch_get_dtype(handle, &dtype) &&
+                      !aoti_torch_get_device_type(handle, &device_type) && (device_type == CPU || device_type == CUDA) &&
+                      !aoti_torch_get_device_index(handle, &device_index) && !aoti_torch_get_dtype(handle, &dtype) &&
                       !aoti_torch_get_dim(handle, &dim) && !aoti_torch_get_numel(handle, &numel) &&
                       !aoti_torch_get_sizes(handle, &sizes) && !aoti_torch_get_strides(handle, &strides) &&
                       !aoti_torch_get_data_ptr(handle, &data) && (data || numel == 0);
@@ -71,7 +72,7 @@ struct View {
     }
 
     bool is_like(const View& other) const {
-        bool is_like = is_ordinary && dim == other.dim;
+        bool is_like = is_ordinary && dim == other.dim && device_type == other.device_type && device_index == other.device_index;
         for (int64_t d = 0; is_like && d < dim; d++)
             is_like = sizes[d] == other.sizes[d] && (strides[d] == other.strides[d] || sizes[d] < 2);
         return is_like;
@@ -115,13 +116,15 @@ bool add(Gathered& to, Object* owner, Object* owned_grad, Object* state, Object*
                           (!low || (param.dtype == BF16 && extra.dtype == INT16)) && (!maximum || peak.dtype == FP32);
     const bool is_alike = param.is_ordinary && grad.is_like(param) && m.is_like(param) && v.is_like(param) &&
                           (!(master || low) || extra.is_like(param)) && (!maximum || peak.is_like(param));
-    if (!is_known || !is_alike || !param.is_dense() || grad.may_be_negated()) return false;
+    const bool is_here = param.device_type == (to.is_on_cuda ? CUDA : CPU);
+    if (!is_here || !is_known || !is_alike || !param.is_dense() || grad.may_be_negated()) return false;
     const Param format = master ? Param::fp32_copied : low ? Param::split16 : param.dtype == BF16 ? Param::bf16 : Param::fp32;
     const Layout layout{format, grad.dtype == BF16 ? Grad::bf16 : Grad::fp32, m.dtype == BF16 ? State::bf16 : State::fp32};
     if (to.streams.empty()) {
         to.layout = layout;
         to.has_peaks = maximum;
-    } else if (!(layout == to.layout) || to.has_peaks != (maximum != nullptr)) {
+        to.device_index = param.device_index;
+    } else if (!(layout == to.layout) || to.has_peaks != (maximum != nullptr) || to.device_index != param.device_index) {
         return false;
     }
     to.streams.push_back({param.data, extra.data, grad.data, m.data, v.data, static_cast<float*>(peak.data), 0, 0});
@@ -134,11 +137,12 @@ bool add(Gathered& to, Object* owner, Object* owned_grad, Object* state, Object*
 // Whether this torch and this process have what gathering needs.
 EXPORT int thawline_gathers() { return torch_tensor_from_pyobject && PyObject_GetAttr && PyDict_Next && PyList_GetItem; }
 
-// Takes the parameters at `positions`, None for all; appends the positions of what is not ordinary to `rest`. `cursor` walks `states` (parameter -> its state) from group to
-// group: it mostly lies in the groups' order, which saves the hash of each parameter, a call of Python's.
+// Takes the parameters at `positions`, None for all, that are on the kind of device asked for; appends the positions of what is
+// not ordinary to `rest`. `cursor` walks `states` (parameter -> its state) from group to group: it mostly lies in the groups' order, which saves the hash of each parameter, a call of Python's.
 EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* states, Object* counter, Object* rest, Object* names,
-                                 Object* types, ssize_t* cursor) {
+                                 Object* types, ssize_t* cursor, bool is_on_cuda) {
     Gathered* const to = new Gathered;
+    to->is_on_cuda = is_on_cuda;
     Object* const none = PyTuple_GetItem(types, NONE);
     const bool takes_all = positions == none;
     const ssize_t count = PyList_Size(takes_all ? params : positions);
@@ -183,4 +187,21 @@ EXPORT void thawline_release(Gathered* from) {
     for (const std::vector<void*>* list : {&from->kept, &from->states})
         for (void* object : *list) Py_DecRef(object);
     delete from;
+}
+
+EXPORT int64_t thawline_num_sums(const Gathered* from) {
+    int64_t count = 0;
+    for (int64_t numel : from->numels) count += (numel + NORM_CHUNK - 1) / NORM_CHUNK;
+    return count;
+}
+
+// Keys of the random bits for second moments in bf16: formats.random_key of seed, step and the parameter's number.
+EXPORT void thawline_set_keys(Gathered* from, uint64_t seed, uint64_t step, uint64_t first) {
+    for (size_t t = 0; t < from->streams.size(); t++) {
+        const uint64_t ordinal = first + static_cast<uint64_t>(from->positions[t]);
+        uint64_t z = seed * 0x9e3779b97f4a7c15u + step * 0xd1b54a32d192ed03u + ordinal * 0x8cb92ba72f3d8dd7u;
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+        from->streams[t].key = static_cast<uint32_t>(z ^ (z >> 31));
+    }
 }

@@ -1,4 +1,4 @@
-// What gather.cpp hands to ops_cpu.cpp: the tensors of one parameter group, as pointers, for one step.
+// What gather.cpp hands to ops_cpu.cpp and ops_cuda.cu: the tensors of one parameter group, as pointers, for one step.
 #pragma once
 #include <vector>
 
@@ -7,6 +7,8 @@
 struct Gathered {
     Layout layout{};
     bool has_peaks = false;
+    bool is_on_cuda = false;
+    int32_t device_index = -1;
     std::vector<Streams> streams;
     std::vector<int64_t> numels;
     std::vector<int64_t> positions;  // of the parameters in their group

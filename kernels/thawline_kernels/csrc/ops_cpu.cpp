@@ -107,36 +107,22 @@ void touch(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs)
 }  // namespace
 
 // What gather.cpp gathered, stepped and measured as by the operators. Called through ctypes.CDLL, without the GIL.
+// They return what went wrong, or null: an exception must not cross ctypes, and none is thrown here.
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT void thawline_step(const Gathered* from, const Scalars* scalars, bool is_accurate, bool zero_grad) {
+EXPORT const char* thawline_step(const Gathered* from, const Scalars* scalars, bool is_accurate, bool zero_grad) {
     step_all(from->layout, from->streams, from->numels, *scalars, {is_accurate, zero_grad}, "");
+    return nullptr;
 }
 
-EXPORT int64_t thawline_num_sums(const Gathered* from) {
-    int64_t count = 0;
-    for (int64_t numel : from->numels) count += (numel + NORM_CHUNK - 1) / NORM_CHUNK;
-    return count;
-}
-
-EXPORT void thawline_sums_of_squares(const Gathered* from, double* out) {
+EXPORT const char* thawline_sums_of_squares(const Gathered* from, double* out) {
     std::vector<Chunk> chunks;
     std::vector<int64_t> numels;
     const SumSquares sum = kernels_for("").sum_squares(from->layout.grad);
     for (size_t t = 0; t < from->streams.size(); t++)
         append_chunks(chunks, numels, from->streams[t].grad, from->numels[t], sum);
     sum_all(chunks, numels, out);
-}
-
-// Keys of the random bits for second moments in bf16: formats.random_key of seed, step and the parameter's number.
-EXPORT void thawline_set_keys(Gathered* from, uint64_t seed, uint64_t step, uint64_t first) {
-    for (size_t t = 0; t < from->streams.size(); t++) {
-        const uint64_t ordinal = first + static_cast<uint64_t>(from->positions[t]);
-        uint64_t z = seed * 0x9e3779b97f4a7c15u + step * 0xd1b54a32d192ed03u + ordinal * 0x8cb92ba72f3d8dd7u;
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        from->streams[t].key = static_cast<uint32_t>(z ^ (z >> 31));
-    }
+    return nullptr;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(thawline, CPU, m) {

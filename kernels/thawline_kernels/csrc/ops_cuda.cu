@@ -1,9 +1,10 @@
 // thawline::adamw_ and sums_of_squares_ for CUDA tensors: one launch for up to 4,000 tensors, on torch's current stream.
 //
-// Owns the tables in device memory, kept from call to call and told apart by their contents: pointers, sizes, keys.
+// Owns the tables in device memory, kept from call to call and told apart by what they were made from: pointers, sizes, keys.
 // Names no architecture: build.py compiles for the GPUs that are there, or for those that are asked for.
 #include "arguments.h"
 #include "cuda_kernel.cuh"
+#include "gather.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -13,7 +14,7 @@
 #include <mutex>
 
 using namespace thawline;
-static_assert(sizeof(TensorEntry) == 8 * 8 && sizeof(ChunkEntry) == 2 * 8, "tables are compared by their bytes: no padding");
+static_assert(sizeof(TensorEntry) == 8 * 8, "tables are compared by their bytes: no padding");
 
 namespace {
 
@@ -27,35 +28,55 @@ cudaStream_t current_stream(int32_t device) {
     return static_cast<cudaStream_t>(stream);
 }
 
-// Bytes in device memory that change only when their contents do. The newest few are kept: one set of tables for each group
-// of parameters. A table is bound to the stream it was written on, so that no launch can overtake its copy.
+// Memory of torch's allocator, on the current stream.
+Tensor bytes_on(int32_t device, size_t size) {
+    const int64_t length = static_cast<int64_t>(size), stride = 1;
+    AtenTensorHandle handle = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &length, &stride, aoti_torch_dtype_uint8(), aoti_torch_device_type_cuda(),
+                                                    device, &handle));
+    return Tensor(handle);
+}
+
+// Tables in device memory that change only when what they are made from does. The newest few are kept: a set of them for each
+// group of parameters. A table is bound to the stream it was written on, so that no launch can overtake its copy.
 class Tables {
   public:
-    template <class Entry>
-    const Entry* of(const std::vector<Entry>& entries, const Tensor& like, cudaStream_t stream) {
+    enum Kind { ENTRIES, KEYS, NUMELS, CHUNKS_FP32, CHUNKS_BF16, CHUNKS_NORM };
+
+    // The table of this kind that `make` makes of `source`: a vector, which is made only if the table is not there.
+    template <class Source, class Make>
+    const void* of(Kind kind, const std::vector<Source>& source, int32_t device, cudaStream_t stream, Make make) {
         std::lock_guard<std::mutex> guard(mutex_);
-        const char* bytes = reinterpret_cast<const char*>(entries.data());
-        const size_t size = entries.size() * sizeof(Entry);
+        const char* bytes = reinterpret_cast<const char*>(source.data());
+        const size_t size = source.size() * sizeof(Source);
         for (auto table = tables_.begin(); table != tables_.end(); ++table)
-            if (table->stream == stream && table->device.get_device() == like.get_device() && table->host.size() == size &&
-                std::memcmp(table->host.data(), bytes, size) == 0) {
+            if (table->kind == kind && table->stream == stream && table->device == device && table->source.size() == size &&
+                std::memcmp(table->source.data(), bytes, size) == 0) {
                 tables_.splice(tables_.begin(), tables_, table);
-                return static_cast<const Entry*>(table->device.data_ptr());
+                return table->memory.data_ptr();
             }
-        Tensor device = torch::stable::new_empty(like, {static_cast<int64_t>(size)}, ScalarType::Byte);
-        tables_.push_front({stream, std::vector<char>(bytes, bytes + size), device});
-        check_cuda(cudaMemcpyAsync(device.data_ptr(), tables_.front().host.data(), size, cudaMemcpyHostToDevice, stream),
-                   "writing a table of tensors");
+        const auto made = make(source);
+        const size_t made_size = made.size() * sizeof(made[0]);
+        tables_.push_front({kind, stream, device, std::vector<char>(bytes, bytes + size), bytes_on(device, made_size)});
+        void* const memory = tables_.front().memory.data_ptr();
+        check_cuda(cudaMemcpyAsync(memory, made.data(), made_size, cudaMemcpyHostToDevice, stream), "writing a table of tensors");
         if (tables_.size() > MAX_TABLES) tables_.pop_back();
-        return static_cast<const Entry*>(device.data_ptr());
+        return memory;
+    }
+
+    template <class Entry>
+    const Entry* of(Kind kind, const std::vector<Entry>& entries, int32_t device, cudaStream_t stream) {
+        return static_cast<const Entry*>(of(kind, entries, device, stream, [](const auto& same) -> const auto& { return same; }));
     }
 
   private:
     static constexpr size_t MAX_TABLES = 256;
     struct Table {
+        Kind kind;
         cudaStream_t stream;
-        std::vector<char> host;
-        Tensor device;
+        int32_t device;
+        std::vector<char> source;
+        Tensor memory;
     };
     std::mutex mutex_;
     std::list<Table> tables_;
@@ -66,35 +87,32 @@ Tables& tables() {
     return *kept;
 }
 
-// Chunks of `size` elements of each tensor in order, and where in that list each tensor's begin.
-struct Chunks {
-    std::vector<ChunkEntry> entries;
-    std::vector<size_t> first;
-};
-Chunks chunks_of(const std::vector<int64_t>& numels, int64_t size) {
-    Chunks chunks;
-    for (size_t t = 0; t < numels.size(); t++) {
-        chunks.first.push_back(chunks.entries.size());
-        for (int64_t begin = 0; begin < numels[t]; begin += size) chunks.entries.push_back({static_cast<int>(t), 0, begin});
-    }
-    chunks.first.push_back(chunks.entries.size());
+// Chunks of SIZE elements of each tensor, in order.
+template <int64_t SIZE>
+std::vector<ChunkEntry> chunks_of(const std::vector<int64_t>& numels) {
+    std::vector<ChunkEntry> chunks;
+    for (size_t t = 0; t < numels.size(); t++)
+        for (int64_t begin = 0; begin < numels[t]; begin += SIZE) chunks.push_back({static_cast<int>(t), 0, begin});
     return chunks;
 }
 
 // Calls launch(first tensor, first chunk, number of chunks, gradient pointers) for each MAX_TENSORS tensors.
 template <class Launch>
-void for_each_launch(const Chunks& chunks, const std::vector<void*>& grads, Launch launch) {
+void for_each_launch(const std::vector<int64_t>& numels, int64_t chunk_size, const std::vector<void*>& grads, Launch launch) {
+    size_t first_chunk = 0;
     for (size_t first = 0; first < grads.size(); first += MAX_TENSORS) {
         const size_t last = std::min(first + MAX_TENSORS, grads.size());
-        const size_t count = chunks.first[last] - chunks.first[first];
+        size_t count = 0;
+        for (size_t t = first; t < last; t++) count += (numels[t] + chunk_size - 1) / chunk_size;
         GradPointers pointers;
         std::copy(grads.begin() + first, grads.begin() + last, pointers.of);
-        if (count) launch(static_cast<int>(first), chunks.first[first], static_cast<unsigned>(count), pointers);
+        if (count) launch(static_cast<int>(first), first_chunk, static_cast<unsigned>(count), pointers);
+        first_chunk += count;
     }
     check_cuda(cudaGetLastError(), "launching a kernel");
 }
 
-using AdamwKernel = void (*)(const TensorEntry*, const ChunkEntry*, int, const Scalars*, Options, GradPointers);
+using AdamwKernel = void (*)(const TensorEntry*, const ChunkEntry*, const uint32_t*, int, const Scalars*, Scalars, Options, GradPointers);
 
 template <Param PARAM, Grad GRAD>
 AdamwKernel with_state(State state) {
@@ -113,28 +131,60 @@ AdamwKernel kernel_for(Layout layout) {
     }
 }
 
+// `on_device` are the scalars that a captured graph reads anew; null: `given` travel with the launch.
+void step_all(const Layout& layout, const std::vector<Streams>& streams, const std::vector<int64_t>& numels, const Scalars* on_device,
+              const Scalars& given, const Options& options, int32_t device) {
+    if (std::all_of(numels.begin(), numels.end(), [](int64_t numel) { return numel == 0; })) return;
+    const torch::stable::accelerator::DeviceGuard guard(device);
+    const cudaStream_t stream = current_stream(device);
+    std::vector<TensorEntry> entries;
+    std::vector<void*> grads;
+    std::vector<uint32_t> keys;
+    entries.reserve(streams.size());
+    for (size_t t = 0; t < streams.size(); t++) {
+        entries.push_back({streams[t], numels[t]});
+        entries.back().streams.grad = nullptr;
+        entries.back().streams.key = 0;  // another in every step, so it has a table of its own
+        grads.push_back(streams[t].grad);
+        if (layout.state == State::bf16) keys.push_back(streams[t].key);
+    }
+    const TensorEntry* device_entries = tables().of(Tables::ENTRIES, entries, device, stream);
+    const bool is_half = layout.state == State::bf16;
+    const int threads = is_half ? THREADS<State::bf16> : THREADS<State::fp32>;
+    const int64_t chunk_size = is_half ? CHUNK<State::bf16> : CHUNK<State::fp32>;
+    const auto* chunks = static_cast<const ChunkEntry*>(
+        is_half ? tables().of(Tables::CHUNKS_BF16, numels, device, stream, chunks_of<CHUNK<State::bf16>>)
+                : tables().of(Tables::CHUNKS_FP32, numels, device, stream, chunks_of<CHUNK<State::fp32>>));
+    const uint32_t* device_keys = keys.empty() ? nullptr : tables().of(Tables::KEYS, keys, device, stream);
+    const AdamwKernel kernel = kernel_for(layout);
+    for_each_launch(numels, chunk_size, grads, [&](int first_tensor, size_t first_chunk, unsigned count, const GradPointers& of) {
+        kernel<<<count, threads, 0, stream>>>(device_entries, chunks + first_chunk, device_keys, first_tensor, on_device,
+                                                               given, options, of);
+    });
+}
+
+// Fills `out`, in device memory, with one sum for each chunk of NORM_CHUNK elements of each tensor, in order.
+void sum_all(Grad format, const std::vector<void*>& grads, const std::vector<int64_t>& numels, double* out, int32_t device,
+             cudaStream_t stream) {
+    const int64_t* device_numels = tables().of(Tables::NUMELS, numels, device, stream);
+    const auto* chunks = static_cast<const ChunkEntry*>(tables().of(Tables::CHUNKS_NORM, numels, device, stream, chunks_of<NORM_CHUNK>));
+    auto kernel = format == Grad::bf16 ? &sums_kernel<Grad::bf16> : &sums_kernel<Grad::fp32>;
+    constexpr unsigned PER_BLOCK = NORM_THREADS / NORM_LANES;
+    for_each_launch(numels, NORM_CHUNK, grads, [&](int first_tensor, size_t first_chunk, unsigned count, const GradPointers& of) {
+        const unsigned blocks = (count + PER_BLOCK - 1) / PER_BLOCK;
+        kernel<<<blocks, NORM_THREADS, 0, stream>>>(chunks + first_chunk, device_numels, static_cast<int>(count), first_tensor,
+                                               out + first_chunk, of);
+    });
+}
+
 void adamw(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors peaks, Tensors extras, Tensor scalars,
            std::vector<int64_t> keys, bool is_accurate, bool zero_grad, std::string) {
     if (params.empty()) return;
     const Call call = checked(params, grads, exp_avgs, exp_avg_sqs, peaks, extras, scalars, keys);
-    const torch::stable::accelerator::DeviceGuard guard(params[0].get_device());
-    const cudaStream_t stream = current_stream(params[0].get_device());
-    std::vector<TensorEntry> entries;
-    std::vector<void*> pointers;
-    for (size_t t = 0; t < params.size(); t++) {
-        entries.push_back({call.streams[t], call.numels[t]});
-        entries.back().streams.grad = nullptr;
-        pointers.push_back(call.streams[t].grad);
-    }
-    const Chunks chunks = chunks_of(call.numels, DEVICE_CHUNK);
-    if (chunks.entries.empty()) return;
-    const TensorEntry* device_entries = tables().of(entries, params[0], stream);
-    const ChunkEntry* device_chunks = tables().of(chunks.entries, params[0], stream);
-    const AdamwKernel kernel = kernel_for(call.layout);
-    const Options options{is_accurate, zero_grad};
-    for_each_launch(chunks, pointers, [&](int first_tensor, size_t first_chunk, unsigned count, const GradPointers& of) {
-        kernel<<<count, THREADS, 0, stream>>>(device_entries, device_chunks + first_chunk, first_tensor, call.scalars, options, of);
-    });
+    const Scalars given = call.are_scalars_on_host ? *call.scalars : Scalars{};
+    const Scalars* on_device = call.are_scalars_on_host ? nullptr : call.scalars;
+    if (given.skips != 0.0f) return;
+    step_all(call.layout, call.streams, call.numels, on_device, given, {is_accurate, zero_grad}, params[0].get_device());
 }
 
 void sums_of_squares(Tensors grads, Tensor sums, std::string) {
@@ -148,22 +198,51 @@ void sums_of_squares(Tensors grads, Tensor sums, std::string) {
         numels.push_back(grad.numel());
         pointers.push_back(grad.data_ptr());
     }
-    const torch::stable::accelerator::DeviceGuard guard(sums.get_device());
-    const cudaStream_t stream = current_stream(sums.get_device());
-    const Chunks chunks = chunks_of(numels, NORM_CHUNK);
-    const int64_t* device_numels = tables().of(numels, sums, stream);
-    const ChunkEntry* device_chunks = tables().of(chunks.entries, sums, stream);
-    double* out = static_cast<double*>(sums.data_ptr());
-    auto kernel = is_half ? &sums_kernel<Grad::bf16> : &sums_kernel<Grad::fp32>;
-    constexpr unsigned PER_BLOCK = THREADS / NORM_LANES;
-    for_each_launch(chunks, pointers, [&](int first_tensor, size_t first_chunk, unsigned count, const GradPointers& of) {
-        const unsigned blocks = (count + PER_BLOCK - 1) / PER_BLOCK;
-        kernel<<<blocks, THREADS, 0, stream>>>(device_chunks + first_chunk, device_numels, static_cast<int>(count), first_tensor,
-                                               out + first_chunk, of);
-    });
+    const int32_t device = sums.get_device();
+    const torch::stable::accelerator::DeviceGuard guard(device);
+    sum_all(is_half ? Grad::bf16 : Grad::fp32, pointers, numels, static_cast<double*>(sums.data_ptr()), device, current_stream(device));
+}
+
+// What went wrong in `work`, or null: an exception must not cross ctypes. The text lasts until the thread's next.
+template <class Work>
+const char* caught(Work work) {
+    static thread_local std::string message;
+    try {
+        work();
+        return nullptr;
+    } catch (const std::exception& error) {
+        message = error.what();
+        return message.c_str();
+    }
 }
 
 }  // namespace
+
+// What gather.cpp gathered, stepped and measured as by the operators. Called through ctypes.CDLL, without the GIL.
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT const char* thawline_step(const Gathered* from, const Scalars* scalars, bool is_accurate, bool zero_grad) {
+    return caught([&] {
+        step_all(from->layout, from->streams, from->numels, nullptr, *scalars, {is_accurate, zero_grad}, from->device_index);
+    });
+}
+
+// `out` is in host memory: this waits for the device.
+EXPORT const char* thawline_sums_of_squares(const Gathered* from, double* out) {
+    return caught([&] {
+        size_t size = 0;
+        std::vector<void*> grads;
+        for (const Streams& streams : from->streams) grads.push_back(streams.grad);
+        for (int64_t numel : from->numels) size += (numel + NORM_CHUNK - 1) / NORM_CHUNK * sizeof(double);
+        if (!size) return;
+        const torch::stable::accelerator::DeviceGuard guard(from->device_index);
+        const cudaStream_t stream = current_stream(from->device_index);
+        const Tensor sums = bytes_on(from->device_index, size);
+        sum_all(from->layout.grad, grads, from->numels, static_cast<double*>(sums.data_ptr()), from->device_index, stream);
+        check_cuda(cudaMemcpyAsync(out, sums.data_ptr(), size, cudaMemcpyDeviceToHost, stream), "reading the norm's sums");
+        check_cuda(cudaStreamSynchronize(stream), "reading the norm's sums");
+    });
+}
 
 STABLE_TORCH_LIBRARY_IMPL(thawline, CUDA, m) {
     m.impl("adamw_", TORCH_BOX(&adamw));
