@@ -11,7 +11,7 @@ BENCH_ARGS ?=
 export DS_BUILD_OPS := 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install lint test quickstart docs bench wheel lock clean
+.PHONY: help install lint test quickstart docs bench bench-gpu wheel lock clean
 
 help:
 	@echo "make install     a virtual environment in $(VENV) with the pinned releases and thawline itself"
@@ -20,6 +20,7 @@ help:
 	@echo "make lint        ruff, mypy and the import floors"
 	@echo "make docs        write docs/recipes.md anew from the recipe's types"
 	@echo "make bench       samples/s against transformers' Trainer, and the time of thawline --help"
+	@echo "make bench-gpu   on a machine with a GPU: its tests, and the AdamW step against its peers"
 	@echo "make wheel       dist/thawline-*.whl"
 	@echo "make lock        pin anew what pyproject.toml asks for; UPGRADE=1 takes the newest"
 	@echo "make clean       remove caches and build products; the environment and runs/ stay"
@@ -57,6 +58,10 @@ docs: install
 
 bench: install
 	python -m benchmarks $(BENCH_ARGS)
+
+bench-gpu: install
+	pytest tests/gpu
+	thawline bench adamw --device cuda
 
 wheel: install
 	python -m hatchling build -t wheel -d dist

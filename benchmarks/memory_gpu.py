@@ -4,8 +4,8 @@
 
 A folder holds a config.json; no weights are needed. Each case is built as a run builds it, takes a step that makes the
 optimizer's state, and is then measured over two micro-batches and a step, and an evaluation. "tensors" is the peak of
-live tensors, beside the plan without its margin; "process" what the process holds of the GPU, beside the plan: the
-allocator's peak and all that is outside it (the CUDA context, libraries).
+live tensors, beside the plan without its margin; "process" is that and all that is outside of the allocator (the CUDA
+context, libraries), beside the plan. Each case has a process of its own; --cases takes them as JSON, in one process.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from benchmarks.memory_on_ranks import filled
+from benchmarks.memory_on_ranks import VALUE, filled
 from launcher import activations, backends, distributed, fit, models, optim, plan, survey
 from launcher.backends import Parts
 from launcher.cluster import Cluster
@@ -72,11 +75,13 @@ def measured(run: plan.RunPlan, runtime: distributed.Runtime) -> dict[str, int]:
     stage, recipe = run.stages[0], run.recipe
     is_lm, device = recipe.task.kind == "causal-lm", runtime.device
     spec = None if is_lm else models.processor(recipe.model, recipe.task, Path())
+    facts = models.facts(recipe.model, recipe.task, len(run.labels) if run.labels else None, Path())
+    shapes = {parameter.name: parameter.shape for parameter in facts.parameters}
     engine = backends.build(
         Parts(
             stage=stage, runtime=runtime, load_module=lambda sharding: filled(run, sharding),
             make_optimizer=lambda module: optim.build(stage, module, {}), clipped_step=optim.clipped_step,
-            start_tensor=lambda name: torch.empty(0),
+            start_tensor=lambda name: torch.full(shapes[name], VALUE),
         )
     )  # fmt: skip
 
@@ -114,14 +119,11 @@ def measured(run: plan.RunPlan, runtime: distributed.Runtime) -> dict[str, int]:
     free, total = torch.cuda.mem_get_info()
     outside = total - free - torch.cuda.memory_reserved()
     held = engine.held()
-    reserved = torch.cuda.memory_stats()["reserved_bytes.all.peak"]  # since the last reset
-    segments = torch.cuda.memory_reserved()  # nothing was given back: what it has now is the most it had
     engine.close()
-    return (
-        moments
-        | {"allocated": max(moments.values()), "taken": max(reserved, segments) + outside, "outside": outside}
-        | held
-    )
+    peak = max(moments.values())
+    return held | moments | {
+        "allocated": peak, "outside": outside, "process": peak + outside, "left": torch.cuda.memory_allocated()
+    }  # fmt: skip
 
 
 def row(one: dict[str, Any]) -> str:
@@ -131,7 +133,7 @@ def row(one: dict[str, Any]) -> str:
     sharding = one["strategy"] + (" + cpu" if one["offload"] == "cpu" else "")
     shape = f"{one['micro_size']} x {one['length']}"
     cells = [one["model"], ", ".join(one["train"]), one["precision"], sharding, shape]
-    for ours, theirs in ((tensors, real["allocated"]), (said["peak_bytes"], real["taken"])):
+    for ours, theirs in ((tensors, real["allocated"]), (said["peak_bytes"], real["process"])):
         cells += [f"{ours / GIB:.2f} / {theirs / GIB:.2f}", f"{ours / theirs - 1:+.1%}"]
     return f"| {' | '.join([*cells, format(real['outside'] / GIB, '.2f')])} |"
 
@@ -142,37 +144,57 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_gpu", description=__doc__.partition("\n")[0])
-    parser.add_argument("smollm2", help="folder with the config.json of SmolLM2-135M")
-    parser.add_argument("llama", help="folder with the config.json of a Llama of 1 to 3 billion parameters")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("benchmarks.memory_gpu measures a GPU, and there is none")
-    for name, value in {
-        "RANK": 0,
-        "WORLD_SIZE": 1,
-        "LOCAL_RANK": 0,
-        "LOCAL_WORLD_SIZE": 1,
-        "MASTER_PORT": 29511,
-    }.items():
-        os.environ.setdefault(name, str(value))
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+def measure(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cases one after the other in this process, each with its plan and its measured bytes."""
     runtime = distributed.start()
     total = torch.cuda.get_device_properties(0).total_memory
     cluster = Cluster(gpus_per_node=1, ranks_per_node=1, gpu_memory_bytes=total, bf16=True)
-    print(f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", sep="\n")
     report = []
-    for case in cases(options.smollm2, options.llama):
+    for case in cases:
         run = planned(case, cluster)
         memory = run.stages[0].memory
         assert memory, run.stages[0].why
         report.append(case | {"predicted": memory.model_dump(), "measured": measured(run, runtime)})
-        print(row(report[-1]), flush=True)
-        if options.json:
-            options.json.write_text(json.dumps(report, indent=1))
     runtime.close()
+    return report
+
+
+def in_a_process(case: dict[str, Any]) -> dict[str, Any]:
+    """As `measure`, of one case, where no other has warmed anything up."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report.json"
+        command = [sys.executable, "-m", "benchmarks.memory_gpu", "--cases", json.dumps([case]), "--json", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"the case {case} failed:\n{done.stderr[-4000:]}")
+        [report] = json.loads(file.read_text())
+        return report  # type: ignore[no-any-return]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_gpu", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "folders", nargs="*", help="with the config.json of SmolLM2-135M; and of a Llama of 1 to 3 billion"
+    )
+    parser.add_argument("--cases", type=json.loads)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks.memory_gpu measures a GPU, and there is none")
+    if options.cases:
+        alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": 29511}
+        os.environ |= {name: str(value) for name, value in alone.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        report = measure(options.cases)
+    elif len(options.folders) == 2:
+        print(f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", sep="\n")
+        report = []
+        for case in cases(*options.folders):
+            report.append(in_a_process(case))
+            print(row(report[-1]), flush=True)
+    else:
+        parser.error("two folders are needed")
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -143,22 +143,30 @@ def clip_race(set_name: str, device: str) -> Race:
 
 
 def bf16_race(set_name: str, device: str) -> Race:
-    """bf16 parameters and gradients with their true fp32 value kept: split16 against cast, step, cast back."""
+    """bf16 parameters and gradients with their true fp32 value kept: split16 against cast, step, cast back; with
+    DeepSpeed's FusedAdam, the scheme of its bf16 optimizer."""
     params = make_params(set_name, torch.bfloat16, device)
     ours = FusedAdamW(params, master="split16")
     masters = [param.detach().float().requires_grad_() for param in params]
-    theirs = torch.optim.AdamW(masters, fused=True)
     for master in masters:
         master.grad = torch.zeros_like(master)
     wide_grads = [master.grad for master in masters if master.grad is not None]
 
-    @torch.no_grad()
-    def cast_step_cast() -> None:
-        torch._foreach_copy_(wide_grads, [param.grad for param in params if param.grad is not None])
-        theirs.step()
-        torch._foreach_copy_(params, masters)
+    def scheme(step: Callable[[], Any]) -> Callable[[], Any]:
+        @torch.no_grad()
+        def cast_step_cast() -> None:
+            torch._foreach_copy_(wide_grads, [param.grad for param in params if param.grad is not None])
+            step()
+            torch._foreach_copy_(params, masters)
 
-    return {OURS: ours.step, "cast + torch fused + cast": cast_step_cast}
+        return cast_step_cast
+
+    race: Race = {OURS: ours.step, "cast + torch fused + cast": scheme(torch.optim.AdamW(masters, fused=True).step)}
+    name = "DeepSpeed FusedAdam"
+    peer = peers(device).get(name)
+    if peer is not None and not isinstance(peer, str):
+        race[f"cast + {name} + cast"] = scheme(peer(masters).step)
+    return race
 
 
 RACES: dict[str, Callable[[str, str], Race]] = {
@@ -172,7 +180,7 @@ QUICK = ("step", "clip", "bf16")
 
 
 def run(sets: str = "abc", races: Sequence[str] = QUICK, repeats: int = 15, device: str = "cpu") -> list[Result]:
-    """All ``races`` on all ``sets``; a race's contenders take ``repeats`` turns each, after one that warms up.
+    """All ``races`` on all ``sets``; a race's contenders take ``repeats`` turns each, after two that warm up.
 
     The one that takes more than `SLOW` times our time takes `SLOW_TURNS` only.
     """
@@ -188,9 +196,9 @@ def run(sets: str = "abc", races: Sequence[str] = QUICK, repeats: int = 15, devi
 
 
 SLOW, SLOW_TURNS = 3.0, 5
-QUEUED = {"cpu": 1, "cuda": 10}
-"""Steps of a turn. A training loop queues a GPU's work ahead of it: steps one after the other take the device's time or
-the host's, whichever is longer."""
+QUEUED_S = 0.05
+"""Seconds of work that a turn queues on a GPU, one step after the other as a training loop does; so a step costs the
+device's time or the host's, whichever is longer, and the wait at the turn's end next to nothing."""
 
 
 def _times(race: Race, repeats: int, device: str) -> dict[str, list[float]]:
@@ -201,15 +209,19 @@ def _times(race: Race, repeats: int, device: str) -> dict[str, list[float]]:
             torch.cuda.synchronize()
 
     times: dict[str, list[float]] = {name: [] for name in race}
-    for turn in range(repeats + 1):
+    steps = dict.fromkeys(race, 1)
+    for turn in range(repeats + 2):
         for name, take in race.items():
             if len(times[name]) >= SLOW_TURNS and statistics.median(times[name]) > SLOW * min(times[OURS]):
                 continue
             synchronize()
             started = time.perf_counter()
-            for _ in range(QUEUED[device]):
+            for _ in range(steps[name]):
                 take()
             synchronize()
-            if turn:
-                times[name].append((time.perf_counter() - started) / QUEUED[device])
+            seconds = (time.perf_counter() - started) / steps[name]
+            if turn > 1:
+                times[name].append(seconds)
+            elif turn == 1 and device == "cuda":
+                steps[name] = max(1, int(QUEUED_S / seconds))
     return times

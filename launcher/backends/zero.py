@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, cast
@@ -61,7 +61,7 @@ def _build(parts: Parts, config: dict[str, Any], handlers: list[InitProcessGroup
     # device. While training it must know: some models keep their ranks in step under ZeRO-3 only if they do.
     unset_hf_deepspeed_config()
     module = parts.load_module(sharding)
-    refuse_mixed_norms(module, stage, runtime.device)
+    refuse_mixed_norms(module, stage)
     set_hf_deepspeed_config(plugin.dschf)
     engine, _ = accelerator.prepare(module, parts.make_optimizer(module))
     is_zero = isinstance(engine, deepspeed.DeepSpeedEngine)
@@ -73,17 +73,18 @@ def _build(parts: Parts, config: dict[str, Any], handlers: list[InitProcessGroup
     return built
 
 
-def refuse_mixed_norms(module: nn.Module, stage: StagePlan, device: torch.device) -> None:
-    """DeepSpeed casts BatchNorm's weights and not its statistics, which torch's CPU kernel does not take together.
+def refuse_mixed_norms(module: nn.Module, stage: StagePlan) -> None:
+    """DeepSpeed casts BatchNorm's weights: its statistics then lose precision with them (stages 1 and 2), or stay fp32,
+    which torch's kernels do not take together (stage 3, and the CPU).
 
     Raises:
-        UserError: the module has a BatchNorm, and the stage is of low precision on the CPU.
+        UserError: the module has a BatchNorm, and the stage is of low precision.
     """
-    is_mixed = stage.settings.precision != "fp32" and device.type == "cpu"
+    is_mixed = stage.settings.precision != "fp32"
     if is_mixed and any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()):
         raise UserError(
             f"stages.{stage.name}.precision: {stage.settings.precision}: under {stage.settings.sharding.strategy} "
-            "on the CPU torch cannot train a model with BatchNorm in it; take fp32, or sharding.strategy: ddp"
+            "a model with BatchNorm in it cannot be trained in low precision; take fp32, or sharding.strategy: ddp"
         )
 
 
@@ -257,7 +258,38 @@ class ZeroEngine(Engine):
         }
 
     def close(self) -> None:
+        held = list(_tensors_in([vars(self.engine.optimizer), self.optimizer.state, *self._of_parameters()]))
         self.accelerator.free_memory(self.engine)
         self.engine.destroy()
         del self.engine, self.module, self.optimizer
+        release(held)
         super().close()
+
+    def _of_parameters(self) -> Iterator[torch.Tensor | None]:
+        for parameter in self.module.parameters():
+            yield from (parameter, parameter.grad, getattr(parameter, "ds_tensor", None))
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested lists, tuples and dicts."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors_in([*value.keys(), *value.values()])
+    elif isinstance(value, list | tuple | set):
+        for entry in value:
+            yield from _tensors_in(entry)
+
+
+def release(tensors: Iterable[torch.Tensor]) -> None:
+    """Give back the memory of tensors that others may still refer to.
+
+    A stage 3 engine outlives its stage: autograd's nodes, in C++ and out of sight of Python's garbage collector, hold
+    its modules and through them the whole engine. On a GPU the next stage would find its memory taken.
+    """
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        if storage.resizable():
+            storage.resize_(0)
+        else:
+            tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)

@@ -13,6 +13,7 @@ from torch import nn
 
 from launcher import backends, distributed, optim
 from launcher.backends import Parts
+from launcher.backends.engine import state_tensors
 from launcher.plan import BatchPlan, GroupPlan, StagePlan
 from launcher.recipe import Stage
 
@@ -125,7 +126,10 @@ def main() -> None:
                 for name, seen, tensors in engine.optimizer_state(("exp_avg", "exp_avg_sq"))
             ]
             description = engine.describe()
+            shards = [getattr(parameter, "ds_tensor", parameter) for parameter in engine.module.parameters()]
+            storages = [tensor.untyped_storage() for tensor in [*shards, *state_tensors(engine.optimizer)]]
             engine.close()
+            left = sum(storage.nbytes() for storage in storages)
 
             again = backends.build(parts(runtime, stage, state, {}))
             again.load(folder / f"{precision}-{strategy}")
@@ -151,6 +155,7 @@ def main() -> None:
             report[f"{precision}-{strategy}"] = {
                 "engine": description, "norms": norms, "begins": begins, "ends": ends, "resumed": resumed,
                 "moments": moments, "continued": continued, "straight": straight, "seen_after": seen_after,
+                "left": left,
             }  # fmt: skip
     if runtime.is_first:
         (folder / "report.json").write_text(json.dumps(report))

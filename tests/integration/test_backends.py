@@ -75,17 +75,22 @@ def test_carried_optimizer_state_continues_to_the_same_bits(
     assert run["seen_after"] == dict.fromkeys(TRAINED, 7)
 
 
-def test_batch_norm_in_bf16_under_zero_on_the_cpu_is_refused_by_name() -> None:
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_closed_engine_has_given_back_its_memory(report: dict[str, Any], precision: str, strategy: str) -> None:
+    assert report[f"{precision}-{strategy}"]["left"] == 0
+
+
+def test_batch_norm_in_bf16_under_zero_is_refused_by_name() -> None:
     from engines_on_ranks import stage_plan
-    from torch import device, nn
+    from torch import nn
 
     from launcher.backends.zero import refuse_mixed_norms
     from launcher.errors import UserError
 
-    norms, cpu = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), device("cpu")
+    norms = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     bf16, fp32 = (stage_plan("zero2", precision, ["body.weight"], 1, 1) for precision in ("bf16", "fp32"))
     with pytest.raises(UserError, match=r"^stages\.zero2\.precision: bf16: .*take fp32, or sharding\.strategy: ddp"):
-        refuse_mixed_norms(norms, bf16, cpu)
-    refuse_mixed_norms(norms, fp32, cpu)
-    refuse_mixed_norms(norms, bf16, device("cuda"))
-    refuse_mixed_norms(nn.Linear(3, 3), bf16, cpu)
+        refuse_mixed_norms(norms, bf16)
+    refuse_mixed_norms(norms, fp32)
+    refuse_mixed_norms(nn.Linear(3, 3), bf16)

@@ -221,8 +221,7 @@ def test_sums_of_squares_are_the_references() -> None:
     give_grads(params, 0)
     optimizer.step()
     (batch,), _ = native.gather(
-        "cpu",
-        optimizer.param_groups[0], reference.Hyper(1, 0, 0, 0, 0), optimizer.state, c_ssize_t(0)
+        "cpu", optimizer.param_groups[0], reference.Hyper(1, 0, 0, 0, 0), optimizer.state, c_ssize_t(0)
     )
     assert batch.sums_of_squares() == [total for p in params for total in reference.sums_of_squares(p.grad)]
 
