@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from launcher import cli_cluster
 from launcher.errors import ThawlineError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 bench = typer.Typer(help="Measure a part of thawline against its peers, here and now.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+cli_cluster.add_to(app)
 
 Recipe = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
 Run = Annotated[Path, typer.Argument(help="The run's folder.", metavar="RUN")]
@@ -98,60 +100,6 @@ def plan(
 
 
 @app.command()
-def submit(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Default runs/NAME; on a disk that all nodes share.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script, and ask no SLURM.")] = False,
-    job_name: Annotated[str | None, typer.Option(help="Default the recipe's name.")] = None,
-    account: Annotated[str | None, typer.Option(help="Who pays.")] = None,
-    partition: Annotated[str | None, typer.Option(help="Partition, or several with commas.")] = None,
-    qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,
-    time: Annotated[str | None, typer.Option(help="Of one attempt, such as 4:00:00.")] = None,
-    nodes: Annotated[int | None, typer.Option(help="Machines.")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs of each.")] = None,
-    gres: Annotated[str | None, typer.Option(help="The same as gpu:a100:4.")] = None,
-    ranks_per_node: Annotated[int | None, typer.Option(help="Default one a GPU.")] = None,
-    cpus_per_task: Annotated[int | None, typer.Option(help="Cores of each node, for all its ranks.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Of each node, such as 64G.")] = None,
-    constraint: Annotated[str | None, typer.Option(help="Features the nodes must have.")] = None,
-    nodelist: Annotated[str | None, typer.Option(help="Nodes that must be used.")] = None,
-    exclude: Annotated[str | None, typer.Option(help="Nodes that must not be.")] = None,
-    exclusive: Annotated[bool | None, typer.Option(help="Share no node.")] = None,
-    reservation: Annotated[str | None, typer.Option(help="A reservation to run in.")] = None,
-    comment: Annotated[str | None, typer.Option(help="For the administrators.")] = None,
-    mail_user: Annotated[str | None, typer.Option(help="Where mail goes.")] = None,
-    mail_type: Annotated[list[str] | None, typer.Option(help="BEGIN, END, FAIL, …; may be repeated.")] = None,
-    dependency: Annotated[str | None, typer.Option(help="Such as afterok:123.")] = None,
-    signal_lead: Annotated[int | None, typer.Option(help="Seconds before the time limit to save and stop.")] = None,
-    requeue: Annotated[bool | None, typer.Option(help="Queue again after a stop that was not yours.")] = None,
-    requeue_budget: Annotated[int | None, typer.Option(help="Attempts in a row that may save nothing new.")] = None,
-    launcher: Annotated[str | None, typer.Option(help="torchrun or accelerate.")] = None,
-    setup: Annotated[list[str] | None, typer.Option(help="A line of bash to run first; may be repeated.")] = None,
-    sbatch_argument: Annotated[list[str] | None, typer.Option(help="One more; may be repeated.")] = None,
-    srun_argument: Annotated[list[str] | None, typer.Option(help="One more; may be repeated.")] = None,
-) -> None:
-    """Queue a run on a SLURM cluster; each flag sets the key of that name in the recipe's slurm: section."""
-    from launcher import slurm_submit
-
-    flags: dict[str, object] = {
-        "job_name": job_name, "account": account, "partition": partition, "qos": qos, "time": time, "nodes": nodes,
-        "gpus_per_node": gpus_per_node, "gres": gres, "ranks_per_node": ranks_per_node, "cpus_per_task": cpus_per_task,
-        "memory": memory, "constraint": constraint, "nodelist": nodelist, "exclude": exclude, "exclusive": exclusive,
-        "reservation": reservation, "comment": comment, "mail_user": mail_user, "mail_type": mail_type,
-        "dependency": dependency, "signal_lead": signal_lead, "requeue": requeue, "requeue_budget": requeue_budget,
-        "launcher": launcher, "setup": setup, "sbatch_arguments": sbatch_argument, "srun_arguments": srun_argument,
-    }  # fmt: skip
-    if dry_run:
-        print(slurm_submit.script(recipe, overrides or (), run_dir, flags)[0], end="")
-        return
-    number, submitted = slurm_submit.submit(recipe, overrides or (), run_dir, flags)
-    print(f"{submitted.path}: job {number} is queued; its log: {submitted.path}/slurm/job-{number}.log")
-    print(f"follow it with: thawline status {submitted.path}   end it with: thawline cancel {submitted.path}")
-    print(number)
-
-
-@app.command()
 def status(run: Run, as_json: AsJson = False) -> None:
     """Say where a run stands: from its files, and from SLURM's queue when it was submitted."""
     from launcher import slurm_queue
@@ -167,15 +115,6 @@ def status(run: Run, as_json: AsJson = False) -> None:
         _print(as_shown(found) | ({"queue": queue.model_dump()} if queue else {}))
     else:
         _print(render(found, RunDir(run)) + (f"\n{'queue':<12}{queue}" if queue else ""))
-
-
-@app.command()
-def cancel(run: Run) -> None:
-    """End a submitted run's job for good; it saves first if the cluster gives it the time."""
-    from launcher import slurm_queue
-    from launcher.run_dir import RunDir
-
-    print(f"job {slurm_queue.cancel(RunDir(run))} is cancelled; thawline submit goes on with it later")
 
 
 @app.command()

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from launcher import heartbeat
 from launcher.cluster import threads_per_rank
 from launcher.errors import EnvironmentProblem
 from launcher.orphans import LAUNCHER_PID
@@ -51,6 +52,7 @@ class Runtime:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor)
+        heartbeat.tick()
         return [float(value) for value in tensor]
 
     def broadcast(self, value: T) -> T:
@@ -59,6 +61,7 @@ class Runtime:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        heartbeat.tick()
         return box[0]
 
     def gather(self, value: T) -> list[T]:
@@ -67,12 +70,14 @@ class Runtime:
             return [value]
         box: list[T | None] = [None] * self.ranks
         dist.all_gather_object(box, value)
+        heartbeat.tick()
         return [item for item in box if item is not None]
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.ranks > 1:
             dist.all_reduce(torch.zeros(1))
+            heartbeat.tick()
 
     def average_buffers(self, module: nn.Module) -> None:
         """Average floating-point buffers (BatchNorm's running statistics) over the ranks, in place.

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from launcher import heartbeat
 from launcher.tasks import Batch, BoundTask
 
 
@@ -26,4 +27,5 @@ def evaluate(
         for batch in batches:
             on_device = batch.to(device)
             metrics.update(forward(on_device.model_inputs), on_device)
+            heartbeat.tick()
     return metrics.compute()

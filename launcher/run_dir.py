@@ -2,7 +2,7 @@
 
 Owns the layout of ``RUN/``. Refuses to know what the files hold. Everybody who reads or writes a run's file asks here.
 
-    RUN/ recipe.yaml  plan.json  status.json  metrics.jsonl  wandb_id  LATEST  report.html
+    RUN/ recipe.yaml  plan.json  status.json  metrics.jsonl  wandb_id  LATEST  report.html  command
          logs/rank-N.log  logs/rank-N.error.json
          checkpoints/SS-STAGE-step-NNNNNNNN/    SS is the stage's index in the recipe, from 00
          stages/SS-STAGE/proof.json
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +38,11 @@ class RunDir:
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
 
+    @property
+    def quoted(self) -> str:
+        """The folder as a shell's word, for commands in messages."""
+        return shlex.quote(str(self.path))
+
     def create(self) -> None:
         """Make the folder and those that every run fills."""
         for folder in (self.path, self.logs, self.checkpoints, self.stages):
@@ -55,6 +61,17 @@ class RunDir:
     @property
     def status(self) -> Path:
         return self.path / "status.json"
+
+    @property
+    def command(self) -> Path:
+        """A line: what started the run on machines other than that of the command, and goes on with it there."""
+        return self.path / "command"
+
+    def going_on(self) -> str:
+        """The command that goes on with the run from its newest checkpoint."""
+        if self.command.is_file():
+            return self.command.read_text().strip()
+        return f"thawline resume {self.quoted}"
 
     @property
     def metrics(self) -> Path:

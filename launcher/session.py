@@ -131,7 +131,7 @@ def lock(run: RunDir) -> None:
         holder = file.read().strip() or "unknown"
         file.close()
         raise UserError(
-            f"{run.path} is being worked on by process {holder}; wait for it (`thawline watch {run.path}`), stop it, "
+            f"{run.path} is being worked on by process {holder}; wait for it (`thawline watch {run.quoted}`), stop it, "
             "or choose another --run-dir"
         ) from error
     except OSError as error:  # a file system without locks
@@ -149,7 +149,7 @@ def copy_model(run: RunDir, folder: Path) -> Path:
     """
     if not run.model.is_dir():
         state = read_status(run).state
-        raise UserError(f"{run.path} has no model yet, it is {state}; `thawline resume {run.path}` goes on with it")
+        raise UserError(f"{run.path} has no model yet, it is {state}; `{run.going_on()}` goes on with it")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already and not empty; name a new folder")
     shutil.copytree(run.model, folder, dirs_exist_ok=True)
@@ -195,7 +195,7 @@ def _is_replaceable(run: RunDir, recipe: Recipe) -> bool:
     raise UserError(
         f"{run.path} holds a run of another recipe:\n{lines}\n"
         f"Choose another --run-dir, or delete {run.path} to start anew; "
-        f"`thawline resume {run.path}` goes on with it as it was."
+        f"`{run.going_on()}` goes on with it as it was."
     )
 
 
@@ -238,8 +238,13 @@ def _refuse_other_cluster(run: RunDir, plan: RunPlan, ranks: int | None, from_en
     if not same or (planned.bf16 and not now.bf16):
         raise UserError(
             f"{run.path} was planned for {planned}, and this is {now}: a run goes on with what it started with; "
-            "give it that, or start anew in another --run-dir"
+            f"{_elsewhere(run)}, or start anew in another --run-dir"
         )
+
+
+def _elsewhere(run: RunDir) -> str:
+    """Where the machines are that a run was planned for."""
+    return f"go on with it there: {run.going_on()}" if run.command.is_file() else "give it that"
 
 
 def _cluster(ranks: int | None, from_environment: bool) -> Cluster:

@@ -5,15 +5,19 @@ and is it worth another. Refuses to talk to SLURM: it leaves ``ATTEMPT/requeue``
 
     RUN/slurm/JOBID/attempt-N/ began        the newest checkpoint when it began
                                stop         asked to save and stop (the script's traps leave it)
+                               beats/       signs of life of the ranks, and in `hung` what `slurm_watch` made of them
                                rc.NODE      exit code, time and host of a node's launcher
                                requeue      worth another attempt
-                               node-HOST.log
+                               node-HOST.log  its launcher's words, and on the first node how the run goes
+                               rank-R.log
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from launcher import rank_error
@@ -47,10 +51,11 @@ def begin(run: RunDir, attempt: Path, budget: int) -> None:
 def end(run: RunDir, attempt: Path, budget: int, srun_code: int) -> LaunchResult:
     """How it ended; the run's status says so too, and ``requeue`` is there when another attempt is worth it."""
     result = judge(run, attempt, srun_code)
+    goes_on = result.exit_code == StoppedEarly.exit_code or result.is_passing
     states: dict[int, State] = {StoppedEarly.exit_code: "stopped", Interrupted.exit_code: "interrupted"}
     if result.exit_code:
         close_status(run, states.get(result.exit_code, "failed"), result.message)
-    if result.exit_code != StoppedEarly.exit_code:
+    if not goes_on:
         return result
     stalled = num_stalled(run, attempt.parent)
     if stalled < budget:
@@ -66,8 +71,10 @@ def judge(run: RunDir, attempt: Path, srun_code: int) -> LaunchResult:
     real = [error for error in errors if error.exit_code not in STOPPED_CODES]
     if first := next((error for error in real if not error.secondary), None):
         return _from_error(first, attempt)
+    if (hung := attempt / "hung").is_file():
+        return LaunchResult(TrainingFailed.exit_code, f"{hung.read_text()}; {_logs(attempt)}", is_passing=True)
     if real:
-        return LaunchResult(TrainingFailed.exit_code, _silent_end(run, real, attempt))
+        return _silent_end(run, real, attempt)
     if errors:
         return LaunchResult(errors[0].exit_code, errors[0].message)
     is_finished = run.status.is_file() and read_status(run).state == "finished"
@@ -87,12 +94,15 @@ def judge(run: RunDir, attempt: Path, srun_code: int) -> LaunchResult:
 
 def first_code(attempt: Path) -> int | None:
     """The exit code of the launcher that failed first by itself; None when none did."""
-    ends = []
+    ends = [(at, code) for _, code, at in _launchers(attempt) if code not in (0, *_FROM_SIGNALS)]
+    return min(ends)[1] if ends else None
+
+
+def _launchers(attempt: Path) -> Iterator[tuple[int, int, float]]:
+    """(node, exit code, seconds since 1970) of each launcher that ended by itself."""
     for file in attempt.glob("rc.*"):
         code, at, *_ = file.read_text().split()
-        if int(code) not in (0, *_FROM_SIGNALS):
-            ends.append((float(at), int(code)))
-    return min(ends)[1] if ends else None
+        yield int(file.name.removeprefix("rc.")), int(code), float(at)
 
 
 def num_stalled(run: RunDir, job: Path) -> int:
@@ -117,17 +127,23 @@ def _from_error(error: RankError, attempt: Path) -> LaunchResult:
     return LaunchResult(1 if is_bug else error.exit_code, f"rank {error.rank}: {body}\n{_logs(attempt)}", error.rank)
 
 
-def _silent_end(run: RunDir, echoes: list[RankError], attempt: Path) -> str:
-    """All that wrote something say that another rank was gone."""
+def _silent_end(run: RunDir, echoes: list[RankError], attempt: Path) -> LaunchResult:
+    """All that wrote something say that another rank was gone; with its launcher if its node was lost."""
     heard = {error.rank for error in echoes}
     ranks = read_status(run).ranks if run.status.is_file() else max(heard) + 1
-    silent = [str(rank) for rank in range(ranks) if rank not in heard]
-    who = f"rank {', '.join(silent)} ended without a word, most likely killed (no memory left, or its node went)"
-    return f"{who if silent else echoes[0].message}; {_logs(attempt)}"
+    silent = [rank for rank in range(ranks) if rank not in heard]
+    if not silent:
+        return LaunchResult(TrainingFailed.exit_code, f"{echoes[0].message}; {_logs(attempt)}")
+    ranks_per_node = max(1, ranks // int(os.environ.get("SLURM_NNODES", "1")))
+    spoke = {node for node, code, _ in _launchers(attempt) if code not in _FROM_SIGNALS}
+    is_lost = not any(rank // ranks_per_node in spoke for rank in silent)
+    why = "their node was lost" if is_lost else "most likely killed (no memory left)"
+    who = f"rank {', '.join(map(str, silent))} ended without a word, {why}; {_logs(attempt)}"
+    return LaunchResult(TrainingFailed.exit_code, who, is_passing=is_lost)
 
 
 def _logs(attempt: Path) -> str:
-    return f"logs: {attempt}/node-*.log"
+    return f"logs: {attempt}/node-*.log and rank-*.log there"
 
 
 def main(argv: list[str] | None = None) -> int:

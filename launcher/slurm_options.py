@@ -108,6 +108,9 @@ class Slurm(BaseModel):
     """Queue the job again when it was stopped by its time limit, preempted, or lost a node."""
     requeue_budget: PositiveInt = 3
     """Attempts in a row that may end without a new checkpoint; then the job gives up with 75."""
+    hang_timeout: Annotated[int, Field(ge=10)] | None = 900
+    """Seconds without a movement on any rank after which they are killed, the one that hangs is named, and the job is
+    queued again; a rank that gives no sign of life hangs after 180 s already. null: nothing watches."""
     launcher: Literal["torchrun", "accelerate"] = "torchrun"
     """What starts the ranks of a node."""
     setup: list[SetupLine] = []

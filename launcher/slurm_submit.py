@@ -8,6 +8,7 @@ nothing: the first rank plans when the job runs, on the machine that it runs on.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def submit(
     queued = slurm_queue.look(run)
     if queued and not queued.is_over:
         raise UserError(
-            f"{run.path} has a job already: {queued}; wait for it, or end it with thawline cancel {run.path}"
+            f"{run.path} has a job already: {queued}; wait for it, or end it with thawline cancel {run.quoted}"
         )
     folder = run.path / "slurm"
     folder.mkdir(parents=True, exist_ok=True)  # where it is missing the job fails without a log
@@ -80,12 +81,30 @@ def submit(
     (folder / number).mkdir(exist_ok=True)
     write_atomic(folder / number / "job.sbatch", text)
     write_atomic(folder / "job_id", f"{number}\n")
+    write_atomic(run.command, f"{as_command(recipe_path, overrides, run, flags)}\n")
     return number, run
 
 
 def as_overrides(flags: Mapping[str, object]) -> list[str]:
     """Flags as ``--set`` writes them, so that they are checked as the recipe's keys are."""
     return [f"slurm.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None and value != []]
+
+
+def as_command(recipe_path: Path, overrides: Sequence[str], run: RunDir, flags: Mapping[str, object]) -> str:
+    """The ``thawline submit`` that asks for the same again, for a shell."""
+    words = ["thawline", "submit", str(recipe_path.absolute()), "--run-dir", str(run.path)]
+    for override in overrides:
+        words += ["--set", override]
+    for key, value in flags.items():
+        flag = "--" + key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{key.replace('_', '-')}")
+        elif isinstance(value, list):
+            one = flag.removesuffix("s") if key.endswith("arguments") else flag
+            words += [f"{one}={item}" for item in value]
+        elif value is not None:
+            words += [flag, str(value)]
+    return shlex.join(words)
 
 
 def _answer(command: list[str], file: Path) -> str:

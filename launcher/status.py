@@ -190,7 +190,7 @@ def render(status: Status, run_dir: RunDir, now: float | None = None) -> str:
     if status.message:
         rows.append(("message", status.message.replace("\n", "\n" + " " * 12)))
     if is_lost or (status.state in RESUMABLE and status.state not in ACTIVE):
-        rows.append(("next", f"thawline resume {run_dir.path}"))
+        rows.append(("next", run_dir.going_on()))
     if status.state == "finished":
         rows.append(("model", str(run_dir.model)))
     return "\n".join(f"{name:<12}{text}" for name, text in rows)

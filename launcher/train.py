@@ -284,7 +284,7 @@ def stopped(run: Run, saved: Saved) -> ThawlineError:
     at = saved.position
     return kind(
         f"stopped after step {at.step} of stage {at.stage}, saved as {saved.folder.name}; "
-        f"go on with: thawline resume {run.run_dir.path}"
+        f"go on with: {run.run_dir.going_on()}"
     )
 
 

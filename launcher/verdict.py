@@ -54,6 +54,8 @@ class LaunchResult:
     rank: int | None = None
     """Whose error it was."""
     is_port_taken: bool = False
+    is_passing: bool = False
+    """It failed for a machine's sake, and another attempt may go well."""
 
     def raise_if_failed(self) -> None:
         """Raise what `cli` turns into the message and the exit code; nothing for 0."""
@@ -110,7 +112,7 @@ def _from_silence(end: Ended, num_ranks: int, run_dir: RunDir) -> LaunchResult:
         return LaunchResult(
             TrainingFailed.exit_code,
             f"{who} was killed by {number.name} ({-end.code}): {likely}.\n"
-            f"{_where(end.rank, run_dir)}\n`thawline resume {run_dir.path}` goes on from the newest checkpoint.",
+            f"{_where(end.rank, run_dir)}\n`{run_dir.going_on()}` goes on from the newest checkpoint.",
             end.rank,
         )
     tail = _tail(run_dir.log(end.rank))
@@ -128,7 +130,7 @@ def _stopped(
     said = next((error.message for error in errors if error.exit_code in STOPPED_CODES), None)
     message = said or (
         f"{'interrupted' if is_interrupt else 'stopped on request'}; "
-        f"`thawline resume {run_dir.path}` goes on from the newest checkpoint"
+        f"`{run_dir.going_on()}` goes on from the newest checkpoint"
     )
     if killed:
         message += f" (rank {', '.join(killed)} did not stop by itself and was killed)"

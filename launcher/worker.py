@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from launcher import host_memory, orphans, rank_error
+from launcher import heartbeat, host_memory, orphans, rank_error
 from launcher.errors import StoppedEarly, ThawlineError
 from launcher.run_dir import RunDir
 from launcher.stop import ATTEMPT, StopRequest
@@ -27,13 +27,19 @@ def main(argv: list[str] | None = None) -> int:
     host_memory.keep_freed_blocks()
     stop = StopRequest()
     stop.listen()
+    rank = int(os.environ.get("RANK", "0"))
+    if ATTEMPT in os.environ:
+        write_to_own_log(Path(os.environ[ATTEMPT]) / f"rank-{rank}.log", rank)
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
-    rank = int(os.environ.get("RANK", "0"))
     if rank == 0 and ATTEMPT in os.environ:  # one rank looks, all agree
         stop.file = Path(os.environ[ATTEMPT]) / "stop"
     run_dir = arguments.run_dir
+    heart = None
+    if ATTEMPT in os.environ and heartbeat.HANG_TIMEOUT in os.environ:
+        hang_timeout_s = float(os.environ[heartbeat.HANG_TIMEOUT])
+        heart = heartbeat.Heart(Path(os.environ[ATTEMPT]) / "beats", rank, hang_timeout_s)
     try:
         if run_dir is not None and orphans.LAUNCHER_PID not in os.environ:  # thawline's launcher has cleared them all
             rank_error.clear_own(RunDir(run_dir), rank)
@@ -47,6 +53,21 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except BaseException as error:
         return leave(run_dir, rank, error)
+    finally:
+        if heart is not None:
+            heart.stop()
+
+
+def write_to_own_log(file: Path, rank: int) -> None:
+    """What this rank prints goes to its file, as under ``thawline run``: a node's log has its launcher and all ranks.
+
+    The first rank's stdout, which tells how the run goes, stays in the node's.
+    """
+    log = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(log, sys.stderr.fileno())
+    if rank:
+        os.dup2(log, sys.stdout.fileno())
+    os.close(log)
 
 
 def leave(run_dir: Path | None, rank: int, error: BaseException) -> int:

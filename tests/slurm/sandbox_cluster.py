@@ -23,6 +23,8 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"
 class Cluster:
     """Commands on the cluster's login node, and what SLURM knows of a job."""
 
+    NODES = ("node1", "node2", "node3")
+
     def __init__(self, holder: int, state: Path) -> None:
         self.holder, self.state = holder, state
 
@@ -41,6 +43,7 @@ class Cluster:
             "SLURM_CONF": str(self.state / "slurm.conf"),
             "SLURM_SANDBOX": str(self.state),
             "SLURM_SANDBOX_GPUS": "2",
+            "SLURM_SANDBOX_NODES": str(len(self.NODES)),
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
             "PATH": f"{os.environ['PATH']}{os.pathsep}/usr/sbin{os.pathsep}/sbin",
         }
@@ -48,6 +51,21 @@ class Cluster:
 
     def thawline(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "launcher", *arguments, check=check)
+
+    def node(self, action: str, node: str, *command: str | Path) -> None:
+        """Power it off (``kill``) or on (``boot``), ``cut`` or ``heal`` its link."""
+        self.run("bash", SANDBOX / "node.sh", action, node, *command)
+
+    def on(self, node: str, *command: str | Path) -> None:
+        """Run a command on a node."""
+        self.node("exec", node, *command)
+
+    def slow_down(self, node: str, *, undo: bool = False) -> None:
+        """Make a step's collectives over its link take seconds, at no cost to the processors."""
+        rate = ("tbf", "rate", "40mbit", "burst", "64kb", "latency", "2s")
+        change = ("del",) if undo else ("add",)
+        # A node that was booted meanwhile has a new link, at full speed.
+        self.run("tc", "qdisc", *change, "dev", f"slbr0-{node}", "root", *(() if undo else rate), check=not undo)
 
     def submit(self, *arguments: str | Path) -> str:
         """``thawline submit``; the job's number, from the last line."""

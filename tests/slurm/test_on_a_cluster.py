@@ -1,10 +1,11 @@
-"""``thawline submit`` on a real SLURM of two nodes: to the end, preempted, at its time limit, cancelled, failed."""
+"""``thawline submit`` on a real SLURM of three nodes: to the end, stopped, through hangs and lost nodes, failed."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from running import metrics, recipe, tiny_bert, weights
 from sandbox_cluster import Cluster, log
 
-STEPS = {"top": 12, "full": 30}
-"""Enough that a preemption finds the run at work, some seconds after its second step."""
+import launcher
+
+STEPS = {"top": 4, "full": 16}
 OPTIONS = ("--nodes", "2", "--time", "10:00", "--cpus-per-task", "4")
 
 
@@ -77,22 +79,99 @@ def test_two_stages_under_zero2_to_the_end(whole: Path) -> None:
     assert proofs == {"00-top", "01-full"}
     hosts = {file.name for file in (whole / "slurm").glob("*/attempt-0/node-*.log")}
     assert hosts == {"node-node1.log", "node-node2.log"}
+    assert {file.name for file in (whole / "slurm").glob("*/attempt-0/rank-*.log")} == {"rank-0.log", "rank-1.log"}
     assert all("interface eth0" in file.read_text() for file in (whole / "slurm").glob("*/attempt-0/node-*.log"))
 
 
-def test_preempted_it_queues_itself_again_and_ends_with_the_same_bits(
-    cluster: Cluster, whole: Path, tmp_path: Path
+@dataclass
+class Troubled:
+    """A run that goes through one trouble after the other, each of which ends an attempt."""
+
+    cluster: Cluster
+    folder: Path
+    number: str
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    def attempt(self, number: int) -> Path:
+        return self.run / "slurm" / self.number / f"attempt-{number}"
+
+    def log(self) -> str:
+        return (self.run / "slurm" / f"job-{self.number}.log").read_text()
+
+    def at_work(self, attempt: int) -> None:
+        """Wait until that attempt has done a step of the second stage."""
+
+        def steps() -> int:
+            return sum(line["stage"] == "full" and line["split"] == "train" for line in metrics(self.run))
+
+        log = self.attempt(attempt) / "rank-1.log"
+        wait_until(lambda: log.is_file() and "stage full: {" in log.read_text(), self.run)
+        before = steps()  # what followed the checkpoint that it went on from is cut off by now
+        wait_until(lambda: steps() > before, self.run)
+
+    def queued_again(self, times: int) -> None:
+        wait_until(lambda: self.cluster.job(self.number)["Restarts"] == str(times), self.run)
+
+
+@pytest.fixture(scope="module")
+def troubled(cluster: Cluster, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Troubled:
+    """The same recipe as `whole`, whose operators are built by then, under the other launcher."""
+    folder = tmp_path_factory.mktemp("troubled")
+    for node in cluster.NODES:
+        cluster.slow_down(node)
+    number = cluster.submit(
+        write(folder / "recipe"), "--run-dir", folder / "run", "--nodes", "2", "--cpus-per-task", "4",
+        "--launcher", "accelerate", "--partition", "low", "--hang-timeout", "30",
+        "--time", "6:00", "--signal-lead", "300",
+    )  # fmt: skip
+    return Troubled(cluster, folder, number)
+
+
+def test_at_the_time_limit_and_when_preempted_it_saves_and_is_queued_again(troubled: Troubled) -> None:
+    """The limit is a minute further than the lead, and SLURM may ask up to a minute early: while the ranks start."""
+    cluster, number = troubled.cluster, troubled.number
+    troubled.queued_again(1)
+    cluster.run("scontrol", "update", f"JobId={number}", "TimeLimit=40")
+    assert "got USR1" in troubled.log()
+    (troubled.folder / "recipe" / "recipe.yaml").write_text("an edit for the next run: this one keeps its plan")
+    troubled.at_work(1)
+    shown = cluster.thawline("status", troubled.run).stdout
+    assert f"job {number} RUNNING on node[1-2], attempt 1" in shown
+    cluster.run("sbatch", "--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true")
+    troubled.queued_again(2)
+    assert [(troubled.attempt(which) / "stop").exists() for which in (0, 1)] == [True, True]
+    assert troubled.log().count("queued again") == 2
+
+
+def test_a_hung_rank_a_lost_node_and_a_cut_link_are_survived_with_the_same_bits(
+    troubled: Troubled, whole: Path
 ) -> None:
-    """Preemption's TERM reaches every process at any moment; the other launcher gives the same bits too."""
-    run = tmp_path / "run"
-    file = write(tmp_path / "recipe")
-    number = cluster.submit(file, "--run-dir", run, *OPTIONS, "--launcher", "accelerate", "--partition", "low")
-    wait_for_steps(run, 2)
-    cluster.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
-    file.write_text("an edit for the next run: the queued one keeps what was planned")
-    job = cluster.end_of(number, run)
-    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "1"), log(run)
-    assert "queued again" in (run / "slurm" / f"job-{number}.log").read_text()
+    cluster, run = troubled.cluster, troubled.run
+    troubled.at_work(2)
+    beat = json.loads((troubled.attempt(2) / "beats" / "rank-1").read_text())
+    cluster.on("node2", "kill", "-STOP", str(beat["pid"]))
+    troubled.queued_again(3)
+    named = f"rank 1 on node2 (process {beat['pid']}) gave no sign of life for 30 s"
+    assert named in troubled.log()
+    assert named in status(run)["message"]
+
+    troubled.at_work(3)
+    cluster.node("kill", "node2")
+    troubled.queued_again(4)
+    troubled.at_work(4)
+    assert cluster.job(troubled.number)["NodeList"] == "node[1,3]", "the spare"
+    cluster.node("boot", "node2")
+    cluster.node("cut", "node3")
+    troubled.queued_again(5)
+    cluster.node("heal", "node3")
+    for node in cluster.NODES:
+        cluster.slow_down(node, undo=True)
+
+    job = cluster.end_of(troubled.number, run)
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "5"), log(run)
     expected, found = weights(whole), weights(run)
     assert expected.keys() == found.keys()
     assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
@@ -101,28 +180,40 @@ def test_preempted_it_queues_itself_again_and_ends_with_the_same_bits(
     assert offline == {(run / "wandb_id").read_text().strip()}
 
 
-def test_at_the_time_limit_it_is_queued_again_and_cancelled_it_stays_cancelled(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_cancelled_it_saves_and_stays_cancelled(cluster: Cluster, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    many = ("--set", "stages.top.steps=100000")
-    number = cluster.submit(write(tmp_path / "recipe"), "--run-dir", run, *many, *OPTIONS)
+    many = ("--set", "stages.top.steps=100000", "--set", "stages.top.sharding.strategy=ddp")
+    number = cluster.submit(write(tmp_path / "recipe"), "--run-dir", run, *many)
     wait_for_steps(run, 2)
-    # Now the limit is less than signal_lead away: SLURM itself sends the signal, within half a minute.
-    cluster.run("scontrol", "update", f"JobId={number}", "TimeLimit=5")
-    wait_until(lambda: cluster.job(number)["Restarts"] == "1", run)
-    cluster.run("scontrol", "update", f"JobId={number}", "TimeLimit=10")
-    saved = max(line["step"] for line in metrics(run) if line["split"] == "train")
-    assert "got USR1" in (run / "slurm" / f"job-{number}.log").read_text()
-    wait_for_steps(run, saved + 2)
-    shown = cluster.thawline("status", run).stdout
-    assert f"job {number} RUNNING on node[1-2], attempt 1" in shown
     assert f"job {number}" in cluster.thawline("cancel", run).stdout
     job = cluster.end_of(number, run)
     assert job["JobState"] == "CANCELLED"
     wait_until(lambda: "exit code" in (run / "slurm" / f"job-{number}.log").read_text(), run)
-    assert cluster.job(number)["Restarts"] == "1"
+    assert cluster.job(number)["Restarts"] == "0"
     assert status(run)["state"] == "stopped"
+
+
+def test_a_node_that_is_not_fit_is_named_and_the_job_ends_before_its_ranks_begin(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """One node has another release of thawline, and not the disk that the others share."""
+    run, other = tmp_path / "run", tmp_path / "__init__.py"
+    ours = Path(launcher.__file__)
+    other.write_text(ours.read_text().replace(f'"{launcher.__version__}"', '"0.0.7"'))
+    run.mkdir()
+    cluster.on("node2", "mount", "--bind", other, ours)
+    cluster.on("node2", "mount", "-t", "tmpfs", "tmpfs", run)
+    try:
+        number = cluster.submit(write(tmp_path / "recipe"), "--run-dir", run, *OPTIONS)
+        job = cluster.end_of(number, run)
+    finally:
+        cluster.on("node2", "umount", ours, run)
+    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "3:0"), log(run)
+    said = (run / "slurm" / f"job-{number}.log").read_text()
+    assert f"node2: thawline 0.0.7, and {launcher.__version__} elsewhere" in said
+    assert "node2: the run's folder is not shared" in said
+    assert "node1: " not in said
+    assert not list((run / "slurm" / number / "attempt-0").glob("node-*.log")), "no rank was started"
 
 
 def test_a_crash_is_seen_with_its_exit_code(cluster: Cluster, tmp_path: Path) -> None:

@@ -69,6 +69,45 @@ def test_a_rank_that_was_killed_is_named_by_its_silence(run: RunDir) -> None:
     assert "rank 2 ended without a word" in found.message
 
 
+def test_a_rank_that_hung_is_named_and_the_job_goes_on_within_its_budget(run: RunDir) -> None:
+    for number in range(2):
+        begin(run, attempt(run, number), 2)
+        (attempt(run, number) / "hung").write_text("rank 1 on n2 gave no sign of life")
+        wrote(run, 0, 1, secondary=True)
+        found = end(run, attempt(run, number), 2, srun_code=137)
+        assert found.exit_code == TrainingFailed.exit_code
+        assert "rank 1 on n2 gave no sign of life" in found.message
+        assert (attempt(run, number) / "requeue").exists() == (number == 0)
+    assert "gives up" in found.message
+    assert read_status(run).state == "failed"
+
+
+def test_a_real_error_comes_before_the_hang_that_follows_it(run: RunDir) -> None:
+    wrote(run, 1, 4)
+    (attempt(run) / "hung").write_text("rank 0 waits")
+    assert "word of 1" in end(run, attempt(run), 3, srun_code=137).message
+    assert not (attempt(run) / "requeue").exists()
+
+
+@pytest.mark.parametrize(("second_node", "goes_on"), [(None, True), ("143 2.0 b", True), ("1 2.0 b", False)])
+def test_ranks_that_fell_silent_with_their_launcher_were_lost_with_their_node(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, second_node: str | None, goes_on: bool
+) -> None:
+    """A rank that the kernel killed leaves a launcher that says so; a node that went off leaves none."""
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    begin(run, attempt(run), 3)
+    for rank in (0, 1):
+        wrote(run, rank, 1, secondary=True)
+    (attempt(run) / "rc.0").write_text("1 1.0 a\n")
+    if second_node:
+        (attempt(run) / "rc.1").write_text(second_node + "\n")
+    found = end(run, attempt(run), 3, srun_code=1)
+    assert found.exit_code == TrainingFailed.exit_code
+    assert "rank 2, 3 ended without a word" in found.message
+    assert ("their node was lost" in found.message) == goes_on
+    assert (attempt(run) / "requeue").exists() == goes_on
+
+
 def test_finished(run: RunDir) -> None:
     say(run, "finished")
     assert end(run, attempt(run), 3, srun_code=0).exit_code == 0

@@ -36,7 +36,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], Job]] = {
             "job_name": "r-1", "qos": "long", "time": "90:00", "constraint": "a100&nvlink|h100", "nodelist": "n[1-4,7]",
             "exclude": "n9", "reservation": "spring", "comment": "Ünïcode, it's $HOME & `ls`",
             "mail_user": "a.b+c@example.org", "mail_type": ["END", "FAIL"], "dependency": "afterok:12:13?singleton",
-            "signal_lead": 120, "requeue": False, "requeue_budget": 7,
+            "signal_lead": 120, "requeue": False, "requeue_budget": 7, "hang_timeout": 120,
         },
         JOB,
     ),
@@ -247,6 +247,6 @@ def test_readme_names_every_part_of_the_script() -> None:
     template = (Path(__file__).parents[2] / "slurm" / "job.sbatch.j2").read_text()
     page = (Path(__file__).parents[2] / "slurm" / "README.md").read_text()
     parts = re.findall(r"^# --- (\d\. .*?) -*$", template, re.MULTILINE)
-    assert len(parts) == 6
+    assert len(parts) == 7
     assert [part for part in parts if f"## {part[:3]}{part[3].upper()}{part[4:]}" not in page] == []
     assert [name for name in set(re.findall(r"THAWLINE_\w+|PET_\w+|SRUN_\w+", template)) if name not in page] == []

@@ -67,7 +67,7 @@ PreemptMode=REQUEUE
 JobRequeue=1
 # times that a busy machine keeps too
 SlurmctldTimeout=30
-SlurmdTimeout=60
+SlurmdTimeout=20
 MessageTimeout=20
 TCPTimeout=5
 KillWait=30

@@ -1,0 +1,107 @@
+"""What a run's newest launch wrote: which files, and their text as it grows.
+
+Owns the way from a run and a rank to its log, under ``thawline run`` and in a SLURM job alike. Reads files alone;
+whether a submitted run is over it asks `slurm_queue` too, since a job that waits in the queue writes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher import slurm_queue
+from launcher.errors import UserError
+from launcher.run_dir import RunDir
+from launcher.status import ACTIVE, read_status
+
+FOLLOW_EVERY_S = 0.5
+ASK_QUEUE_EVERY_S = 10.0
+
+
+def read(run: RunDir, rank: int | None = None) -> Iterator[str]:
+    """The text that there is now, each file under its name where there are several.
+
+    Raises: UserError when there is no log yet, or none of that rank.
+    """
+    found = [file for file in files(run, rank) if file.is_file()]
+    if not found:
+        raise UserError(_absent(run, rank))
+    for file in found:
+        yield _title(file, len(found) > 1) + file.read_text(errors="replace")
+
+
+def follow(run: RunDir, rank: int | None = None) -> Iterator[str]:
+    """The text that there is and what comes, of later attempts too, until the run has ended.
+
+    Raises: UserError when the folder is no run's.
+    """
+    places: dict[Path, int] = {}
+    last: Path | None = None
+    asked, is_over = 0.0, False
+    while True:
+        if time.monotonic() - asked >= ASK_QUEUE_EVERY_S or _has_ended(run):
+            asked, is_over = time.monotonic(), _is_over(run)
+        for file in files(run, rank):
+            text = _from(file, places.get(file, 0)) if file.is_file() else b""
+            if text:
+                yield ("" if file == last else _title(file, True)) + text.decode(errors="replace")
+                places[file], last = places.get(file, 0) + len(text), file
+        if is_over:  # known before the last look
+            return
+        time.sleep(FOLLOW_EVERY_S)
+
+
+def files(run: RunDir, rank: int | None = None) -> list[Path]:
+    """Where the newest launch writes: the job's log and its first node's, or one rank's; they may not be there yet."""
+    job = slurm_queue.job_of(run)
+    if job is None:
+        return [run.log(rank or 0)]
+    attempts = sorted((run.path / "slurm" / job).glob("attempt-*"), key=_number)
+    if rank is not None:
+        return [attempts[-1] / f"rank-{rank}.log"] if attempts else []
+    nodes = sorted(attempts[-1].glob("node-*.log")) if attempts else []
+    return [run.path / "slurm" / f"job-{job}.log", *(file for file in nodes if _is_first_node(file))]
+
+
+def _number(attempt: Path) -> int:
+    return int(attempt.name.rpartition("-")[2])
+
+
+def _is_first_node(file: Path) -> bool:
+    with file.open(errors="replace") as log:
+        return ": node 0 of " in log.readline()
+
+
+def _from(file: Path, place: int) -> bytes:
+    with file.open("rb") as log:
+        log.seek(place)
+        return log.read()
+
+
+def _has_ended(run: RunDir) -> bool:
+    return run.status.is_file() and read_status(run).state not in ACTIVE
+
+
+def _is_over(run: RunDir) -> bool:
+    """Whether nothing will be written any more: the queue's word first, where there is one."""
+    queued = slurm_queue.look(run)
+    if queued is not None:
+        return queued.is_over
+    if slurm_queue.job_of(run) is not None and not run.status.is_file():
+        return False  # it waits, and the queue gives no answer
+    status = read_status(run)
+    return status.state not in ACTIVE or status.is_lost()
+
+
+def _title(file: Path, is_shown: bool) -> str:
+    return f"==> {file} <==\n" if is_shown else ""
+
+
+def _absent(run: RunDir, rank: int | None) -> str:
+    there = sorted(run.logs.glob("rank-*.log")) + sorted((run.path / "slurm").glob("*/attempt-*/rank-*.log"))
+    if rank is not None and there:
+        ranks = sorted({int(file.stem.removeprefix("rank-")) for file in there})
+        return f"{run.path} has no log of rank {rank}; its ranks are {ranks[0]} to {ranks[-1]}"
+    read_status(run)  # says what is wrong with the folder
+    return f"{run.path} has no log yet; `thawline status {run.quoted}` says where it stands"

@@ -1,0 +1,39 @@
+"""Beside the ranks of a SLURM job: ``python -m launcher.slurm_watch ATTEMPT --ranks N --hang-timeout S``.
+
+The script of `slurm_script` starts it on the first node and ends it with the ranks. Owns what happens when a rank
+hangs: why goes to ``ATTEMPT/hung``, the ranks' step is killed, and `slurm_attempt` decides whether the job goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from launcher import heartbeat
+
+LONGEST_PAUSE_S = 15.0
+ANSWER_TIMEOUT_S = 60
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Watch until a rank hangs."""
+    parser = argparse.ArgumentParser(prog="launcher.slurm_watch", description="Find a rank that hangs.")
+    parser.add_argument("attempt", type=Path)
+    parser.add_argument("--ranks", type=int, required=True)
+    parser.add_argument("--hang-timeout", type=float, required=True)
+    given = parser.parse_args(argv)
+    watch = heartbeat.Watch(given.ranks, given.hang_timeout)
+    while (found := watch.look(heartbeat.read(given.attempt / "beats"))) is None:
+        time.sleep(min(LONGEST_PAUSE_S, heartbeat.every_s(given.hang_timeout)))
+    (given.attempt / "hung").write_text(found)
+    step = f"{os.environ['SLURM_JOB_ID']}.{(given.attempt / 'step').read_text().strip()}"
+    # KILL: a stopped process, or one that waits in a collective, handles no other signal.
+    return subprocess.run(["scancel", "--signal=KILL", step], timeout=ANSWER_TIMEOUT_S, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
