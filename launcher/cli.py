@@ -102,19 +102,10 @@ def plan(
 @app.command()
 def status(run: Run, as_json: AsJson = False) -> None:
     """Say where a run stands: from its files, and from SLURM's queue when it was submitted."""
-    from launcher import slurm_queue
+    from launcher import slurm_status
     from launcher.run_dir import RunDir
-    from launcher.status import as_shown, read_status, render
 
-    queue = slurm_queue.look(RunDir(run))
-    if queue and not RunDir(run).status.is_file():  # it has not begun
-        _print({"queue": queue.model_dump()} if as_json else str(queue))
-        return
-    found = read_status(RunDir(run))
-    if as_json:
-        _print(as_shown(found) | ({"queue": queue.model_dump()} if queue else {}))
-    else:
-        _print(render(found, RunDir(run)) + (f"\n{'queue':<12}{queue}" if queue else ""))
+    _print(slurm_status.as_json(RunDir(run)) if as_json else slurm_status.as_text(RunDir(run)))
 
 
 @app.command()

@@ -53,6 +53,11 @@ def submit(
     requeue_budget: Annotated[int | None, typer.Option(help="Attempts in a row that may save nothing new.")] = None,
     hang_timeout: Annotated[int | None, typer.Option(help="Seconds without a movement, then it hangs.")] = None,
     launcher: Annotated[str | None, typer.Option(help="torchrun or accelerate.")] = None,
+    array: Annotated[list[str] | None, typer.Option(metavar="a.b=[c, d]", help="A run for each value.")] = None,
+    array_limit: Annotated[int | None, typer.Option(help="Runs of the array at once.")] = None,
+    split_stages: Annotated[
+        bool, typer.Option("--split-stages", help="One job a stage, each with its slurm:.")
+    ] = False,
     setup: Annotated[list[str] | None, typer.Option(help="A line of bash to run first; may be repeated.")] = None,
     sbatch_argument: Annotated[list[str] | None, typer.Option(help="One more; may be repeated.")] = None,
     srun_argument: Annotated[list[str] | None, typer.Option(help="One more; may be repeated.")] = None,
@@ -66,16 +71,18 @@ def submit(
         "memory": memory, "constraint": constraint, "nodelist": nodelist, "exclude": exclude, "exclusive": exclusive,
         "reservation": reservation, "comment": comment, "mail_user": mail_user, "mail_type": mail_type,
         "dependency": dependency, "signal_lead": signal_lead, "requeue": requeue, "requeue_budget": requeue_budget,
-        "hang_timeout": hang_timeout, "launcher": launcher, "setup": setup, "sbatch_arguments": sbatch_argument,
-        "srun_arguments": srun_argument,
+        "hang_timeout": hang_timeout, "array": array, "array_limit": array_limit, "launcher": launcher, "setup": setup,
+        "sbatch_arguments": sbatch_argument, "srun_arguments": srun_argument,
     }  # fmt: skip
+    request = slurm_submit.Request(recipe, overrides or (), run_dir, flags, split_stages)
     if dry_run:
-        print(slurm_submit.script(recipe, overrides or (), run_dir, flags)[0], end="")
+        print("\n".join(slurm_submit.scripts(request)), end="")
         return
-    number, submitted = slurm_submit.submit(recipe, overrides or (), run_dir, flags)
-    print(f"{submitted.path}: job {number} is queued; its log: {submitted.path}/slurm/job-{number}.log")
+    numbers, submitted = slurm_submit.submit(request), request.run
+    queued = f"job {numbers[0]} is" if len(numbers) == 1 else f"jobs {', '.join(numbers)} are"
+    print(f"{submitted.path}: {queued} queued; the log: thawline logs {submitted.quoted}")
     print(f"follow it with: thawline status {submitted.quoted}   end it with: thawline cancel {submitted.quoted}")
-    print(number)
+    print(numbers[-1])
 
 
 def cancel(run: Run) -> None:

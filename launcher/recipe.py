@@ -319,6 +319,9 @@ class StageSettings(Strict):
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     sharding: Sharding = Sharding()
+    slurm: Slurm = Slurm()
+    """What `thawline submit` asks SLURM for. It changes nothing in the training, so a run may go on under another. One
+    stage's own needs ``--split-stages``, which makes each stage a job of its own."""
 
 
 class Stage(StageSettings):
@@ -379,4 +382,3 @@ class Recipe(StageSettings):
     stages: list[Stage] = Field(min_length=1)
     """In the order they run."""
     tracking: Tracking = Tracking()
-    slurm: Slurm = Slurm()

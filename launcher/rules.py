@@ -208,7 +208,11 @@ def evaluate_micro_size_is_read(recipe: Recipe) -> Iterator[Problem]:
 
 
 def slurm_options_agree(recipe: Recipe) -> Iterator[Problem]:
-    yield from (Problem(f"slurm.{key}", message) for key, message in slurm_options.conflicts(recipe.slurm))
+    places = [("slurm", recipe.slurm)] + [
+        (f"stages.{stage.name}.slurm", stage.slurm) for stage in recipe.stages if stage.slurm != recipe.slurm
+    ]
+    for place, options in places:
+        yield from (Problem(f"{place}.{key}", message) for key, message in slurm_options.conflicts(options))
 
 
 RULES: tuple[Rule, ...] = (

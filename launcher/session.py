@@ -20,7 +20,7 @@ from typing import IO, Any, Literal
 from pydantic import ValidationError
 
 from launcher import cluster as clusters
-from launcher import recipe_io
+from launcher import recipe_io, split_stages
 from launcher.cluster import Cluster
 from launcher.errors import UserError
 from launcher.plan import RunPlan
@@ -93,8 +93,10 @@ def reopen_run(run_dir: Path, ranks: int | None = None) -> Session:
     return _reopened(run, ranks, from_environment=False)
 
 
-def make_way(run: RunDir, recipe: Recipe, nodes: int, ranks_per_node: int) -> None:
+def make_way(run: RunDir, recipe: Recipe, nodes: int, ranks_per_node: int, *, is_split: bool = False) -> None:
     """Let a job that starts later have the run: what another recipe left that trained nothing yet goes.
+
+    ``is_split``: the job trains one stage, and may have other nodes and ranks where the run is between two.
 
     Raises: UserError when the folder holds a finished run, another recipe's, one that was planned for other nodes or
         ranks, or one that is being worked on.
@@ -106,7 +108,10 @@ def make_way(run: RunDir, recipe: Recipe, nodes: int, ranks_per_node: int) -> No
     if _is_replaceable(run, recipe):
         _clear(run)
         return
-    planned = _read_plan(run).cluster
+    plan = _read_plan(run)
+    planned = plan.cluster
+    if is_split and split_stages.is_between_stages(run, plan):
+        return
     if (planned.nodes, planned.ranks_per_node) != (nodes, ranks_per_node):
         raise UserError(
             f"{run.path} was planned for {planned}, and this job has {nodes} x {ranks_per_node} ranks: a run goes on "
@@ -163,7 +168,8 @@ def differences(before: Recipe, after: Recipe) -> list[str]:
     """
     old, new = (_by_stage_name(recipe) for recipe in (before, after))
     for side in (old, new):
-        del side["slurm"]  # where it waits and runs changes nothing in what is trained
+        for part in (side, *side["stages"].values()):
+            del part["slurm"]  # where it waits and runs changes nothing in what is trained
     if list(old["stages"]) != list(new["stages"]):
         listed = [", ".join(side["stages"]) for side in (old, new)]
         return [f"stages: {listed[0]} in the run, {listed[1]} in the recipe"]
@@ -220,6 +226,8 @@ def _reopened(run: RunDir, ranks: int | None, from_environment: bool) -> Session
     plan = _read_plan(run)
     if run.status.is_file() and read_status(run).state == "finished":
         return Session(run.path, plan, "finished")
+    if from_environment:
+        plan = split_stages.planned_for(run, plan, _cluster(ranks, from_environment))
     _refuse_other_cluster(run, plan, ranks, from_environment)
     lock(run)
     _announce(run, plan, from_environment)

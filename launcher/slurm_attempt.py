@@ -25,6 +25,7 @@ from launcher.errors import EnvironmentProblem, Interrupted, StoppedEarly, Thawl
 from launcher.rank_error import RankError
 from launcher.run_dir import RunDir, write_atomic
 from launcher.status import State, close_status, read_status
+from launcher.stop import last_stage
 from launcher.verdict import STOPPED_CODES, LaunchResult
 
 _OWN_CODES = {error.exit_code for error in (UserError, EnvironmentProblem, TrainingFailed, StoppedEarly, Interrupted)}
@@ -77,7 +78,9 @@ def judge(run: RunDir, attempt: Path, srun_code: int) -> LaunchResult:
         return _silent_end(run, real, attempt)
     if errors:
         return LaunchResult(errors[0].exit_code, errors[0].message)
-    is_finished = run.status.is_file() and read_status(run).state == "finished"
+    last = last_stage()
+    is_done = last is not None and any(run.stages.glob(f"[0-9]*-{last}/{run.proof(0, last).name}"))
+    is_finished = is_done or (run.status.is_file() and read_status(run).state == "finished")
     if srun_code == 0 and is_finished:
         return LaunchResult(0)
     if srun_code == 0:

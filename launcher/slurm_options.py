@@ -102,6 +102,10 @@ class Slurm(BaseModel):
     """What mail is sent about."""
     dependency: Dependency | None = None
     """Jobs to wait for; one that can never be met ends this job."""
+    array: list[str] = []
+    """Keys of the recipe with a list of values each, as in seed=[1, 2]: a job, and a run, for every combination."""
+    array_limit: PositiveInt | None = None
+    """Jobs of the array that may run at once. None: as many as fit."""
     signal_lead: Annotated[int, Field(ge=30, le=65535)] = 300
     """Seconds before the time limit at which the run is asked to save and stop; SLURM may ask up to a minute early."""
     requeue: bool = True
@@ -143,12 +147,12 @@ _KEY_OF = {
     "mem": "memory", "constraint": "constraint", "nodelist": "nodelist", "exclude": "exclude",
     "exclusive": "exclusive", "reservation": "reservation", "comment": "comment", "mail-user": "mail_user",
     "mail-type": "mail_type", "dependency": "dependency", "signal": "signal_lead", "requeue": "requeue",
-    "no-requeue": "requeue",
+    "no-requeue": "requeue", "array": "array",
 }  # fmt: skip
 """Option of sbatch -> the key that sets it."""
 _OURS = (
     "output", "error", "open-mode", "ntasks", "ntasks-per-node", "kill-on-invalid-dep", "wrap", "test-only", "parsable",
-    "wait", "array", "hold", "input", "export-file",
+    "wait", "hold", "input", "export-file",
 )  # fmt: skip
 """Options that the script relies on, or that change what sbatch does with it."""
 _OURS_OF_SRUN = (
@@ -159,6 +163,8 @@ _OURS_OF_SRUN = (
 
 def conflicts(options: Slurm) -> Iterator[tuple[str, str]]:
     """(key, message) of each option that contradicts another, or the script."""
+    if options.array_limit and not options.array:
+        yield "array_limit", f"{options.array_limit} at once of no array; set array too, or take it out"
     if options.gpus_per_node and options.gres and "gpu" in options.gres:
         yield "gres", f"{options.gres!r} asks for GPUs, and so does gpus_per_node; keep one of the two"
     if options.gpus and options.ranks_per_node and options.ranks_per_node != options.gpus:

@@ -1,7 +1,8 @@
 """What SLURM's queue says of a run's job, and how to end that job. Called by `cli`; changes no file of the run.
 
-The newest job of a run is in ``RUN/slurm/job_id`` (`slurm_submit` writes it). Asks ``scontrol show job``, which needs
-no accounting data base; a job that SLURM has forgotten, minutes after its end, has no queue state any more.
+The newest jobs of a run are in ``RUN/slurm/job_id`` (`slurm_submit` writes it), in the order they run. Asks ``scontrol
+show job``, which needs no accounting data base; a job that SLURM has forgotten, minutes after its end, has no queue
+state any more.
 """
 
 from __future__ import annotations
@@ -52,9 +53,15 @@ class QueueState(BaseModel):
 
 
 def look(run: RunDir) -> QueueState | None:
-    """The newest job of a run; None when it has none, no SLURM is here or answers, or SLURM has forgotten it."""
-    job, program = job_of(run), shutil.which("scontrol")
-    if job is None or program is None:
+    """The job that a run waits for or runs in, else its last; None when no SLURM is here that knows it."""
+    found = [state for job in jobs_of(run) if (state := ask(job)) is not None]
+    return next((state for state in found if not state.is_over), found[-1] if found else None)
+
+
+def ask(job: str) -> QueueState | None:
+    """A job; None when no SLURM is here or answers, or SLURM has forgotten it."""
+    program = shutil.which("scontrol")
+    if program is None:
         return None
     try:
         shown = subprocess.run(
@@ -82,19 +89,27 @@ def parse(job: str, line: str) -> QueueState | None:
     )
 
 
-def job_of(run: RunDir) -> str | None:
-    """The number of a run's newest job."""
+def jobs_of(run: RunDir) -> list[str]:
+    """The numbers of a run's newest jobs: one, or one a stage; NUMBER_TASK for a task of an array."""
     file = run.path / "slurm" / "job_id"
-    return file.read_text().strip() if file.is_file() else None
+    return file.read_text().split() if file.is_file() else []
+
+
+def job_of(run: RunDir) -> str | None:
+    """The number of the job that has begun last, or that begins first."""
+    jobs = jobs_of(run)
+    begun = [job for job in jobs if (run.path / "slurm" / job / "attempt-0").is_dir()]
+    return begun[-1] if begun else jobs[0] if jobs else None
 
 
 def cancel(run: RunDir) -> str:
-    """End a run's job for good, with scancel; return its number. It saves if SLURM's KillWait gives it the time.
+    """End a run's jobs for good, with scancel; return their numbers. It saves if SLURM's KillWait gives it the time.
 
     Raises: UserError when the run was not submitted, EnvironmentProblem when scancel is not here or refuses.
     """
-    job, program = job_of(run), shutil.which("scancel")
-    if job is None:
+    jobs, program = jobs_of(run), shutil.which("scancel")
+    job = ", ".join(jobs)
+    if not jobs:
         raise UserError(
             f"{run.path} was not submitted to SLURM: it has no slurm/job_id; end what runs it by its signal"
         )
@@ -102,7 +117,9 @@ def cancel(run: RunDir) -> str:
         raise EnvironmentProblem(
             f"scancel is not on PATH; run this on the login node that job {job} was submitted from"
         )
-    ended = subprocess.run([program, job], capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S, check=False)
+    ended = subprocess.run(
+        [program, *reversed(jobs)], capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S, check=False
+    )
     if ended.returncode:
         raise EnvironmentProblem(f"scancel {job}: {ended.stderr.strip()}")
     return job

@@ -38,6 +38,10 @@ class Job:
     """The interpreter that has thawline, at the same path on all nodes."""
     overrides: tuple[str, ...] = ()
     """``a.b=c`` of ``--set``."""
+    tasks: tuple[tuple[str, ...], ...] = ()
+    """More of them for each task of an array, whose runs are folders in ``run_dir``; empty: it is no array."""
+    until: str = ""
+    """The stage after which the job ends; empty: the last."""
 
 
 def render(options: Slurm, job: Job) -> str:
@@ -50,6 +54,7 @@ def render(options: Slurm, job: Job) -> str:
         ("the run's folder", str(job.run_dir)),
         ("python's path", str(job.python)),
         *(("--set", text) for text in job.overrides),
+        *(("slurm.array", text) for task in job.tasks for text in task),
     ]:
         if not text.isprintable():
             raise UserError(f"{what} {text!r} has a character that does not print; a script cannot hold it: rename it")
@@ -70,7 +75,8 @@ def render(options: Slurm, job: Job) -> str:
 def directives(options: Slurm, job: Job) -> Iterator[str]:
     """What stands behind ``#SBATCH``, line by line."""
     values: list[tuple[str, object]] = [
-        ("job-name", options.job_name or job.name),
+        ("job-name", (options.job_name or job.name) + (f".{job.until}" if job.until else "")),
+        ("array", _array(options, job)),
         ("account", options.account),
         ("partition", options.partition),
         ("qos", options.qos),
@@ -94,7 +100,7 @@ def directives(options: Slurm, job: Job) -> Iterator[str]:
         ("signal", f"B:USR1@{options.signal_lead}"),
         ("requeue" if options.requeue else "no-requeue", True),
         ("open-mode", "append"),
-        ("output", f"{job.run_dir}/slurm/job-%j.log"),
+        ("output", f"{job.run_dir}/{'task-%a/slurm/job-%A_%a.log' if job.tasks else 'slurm/job-%j.log'}"),
     ]
     for name, value in values:
         if value is not None:
@@ -103,8 +109,13 @@ def directives(options: Slurm, job: Job) -> Iterator[str]:
         yield _directive(argument)
 
 
+def _array(options: Slurm, job: Job) -> str | None:
+    limit = f"%{options.array_limit}" if options.array_limit else ""
+    return f"0-{len(job.tasks) - 1}{limit}" if job.tasks else None
+
+
 def _directive(argument: str) -> str:
-    if _BARE.fullmatch(argument.replace("%j", "")):
+    if _BARE.fullmatch(re.sub(r"%[jAa]|%[0-9]+$", "", argument)):
         return argument
     name, equals, value = argument.partition("=")
     return f'{name}{equals}"{value}"'

@@ -13,11 +13,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
-from launcher import recipe_io, session, slurm_queue
+from launcher import recipe_io, session, slurm_array, slurm_queue, split_stages
 from launcher.errors import EnvironmentProblem, UserError
+from launcher.plan import RunPlan
+from launcher.recipe import Recipe
 from launcher.run_dir import RunDir, write_atomic
+from launcher.slurm_options import Slurm
 from launcher.slurm_script import Job, render
 
 ANSWER_TIMEOUT_S = 120
@@ -25,64 +31,140 @@ _UNREACHABLE = ("unable to contact slurm controller", "connection refused", "mun
 """What SLURM's commands say, in lower case, when it is not the job that is wrong."""
 
 
-def script(
-    recipe_path: Path, overrides: Sequence[str], run_dir: Path | None, flags: Mapping[str, object]
-) -> tuple[str, RunDir]:
-    """The sbatch script of a recipe and the run it is for; touches no disk and no SLURM.
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
 
-    ``flags`` are keys of the ``slurm:`` section that the command line sets; None leaves the recipe's.
+    recipe_path: Path
+    overrides: Sequence[str] = ()
+    run_dir: Path | None = None
+    """None: ``runs/NAME``."""
+    flags: Mapping[str, object] = field(default_factory=dict)
+    """Keys of the ``slurm:`` section that flags set; None leaves the recipe's."""
+    split_stages: bool = False
+    """One job a stage, each after the one before."""
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """As it is loaded with the overrides and flags; RecipeError when it is wrong."""
+        return recipe_io.load(self.recipe_path, [*self.overrides, *as_overrides(self.flags)])
+
+    @cached_property
+    def run(self) -> RunDir:
+        return RunDir((self.run_dir or session.RUNS / self.recipe.name).absolute())
+
+
+def scripts(request: Request) -> list[str]:
+    """The sbatch scripts, one, or one a stage; touches no disk and no SLURM.
 
     Raises: UserError for what is wrong with the recipe, an option or a path.
     """
-    recipe = recipe_io.load(recipe_path, [*overrides, *as_overrides(flags)])
-    run = RunDir((run_dir or session.RUNS / recipe.name).absolute())
-    job = Job(
-        name=recipe.name,
-        recipe=recipe_path.absolute(),
-        run_dir=run.path,
-        python=Path(sys.executable),
-        overrides=tuple(overrides),
-    )
-    text = render(recipe.slurm, job)
-    _refuse_broken_bash(text)
-    return text, run
+    stages = [stage.name for stage in request.recipe.stages] if request.split_stages else [""]
+    return [
+        _script(request, stage, after=f"JOB_OF_{before}" if before else "") for before, stage in pairwise(["", *stages])
+    ]
 
 
-def submit(
-    recipe_path: Path, overrides: Sequence[str], run_dir: Path | None, flags: Mapping[str, object]
-) -> tuple[str, RunDir]:
-    """Queue a run; return the job's number and the run.
+def submit(request: Request) -> list[str]:
+    """Queue a run; return the numbers of its jobs: one, the array's, or one a stage.
 
     Raises:
-        UserError: as `script`; or the folder holds another run, a finished one, or one that has a job already; or no
+        UserError: as `scripts`; or the folder holds another run, a finished one, or one that has a job already; or no
             such job can ever start here.
         EnvironmentProblem: SLURM is not there, or does not answer.
     """
-    text, run = script(recipe_path, overrides, run_dir, flags)
+    scripts(request)
     program = shutil.which("sbatch")
     if program is None:
         raise EnvironmentProblem(
             "sbatch is not on PATH, so this machine submits to no SLURM; run this on the cluster's login node, or look "
             "at the script with --dry-run"
         )
-    recipe = recipe_io.load(recipe_path, [*overrides, *as_overrides(flags)])
-    session.make_way(run, recipe, recipe.slurm.nodes, recipe.slurm.ranks)
-    queued = slurm_queue.look(run)
+    run, tasks = request.run, slurm_array.tasks(request.recipe.slurm.array)
+    stages = _make_way(request, tasks)
+    folder = run.path / "slurm"
+    for each in [run, *(slurm_array.task_run(run, number) for number in range(len(tasks)))]:
+        (each.path / "slurm").mkdir(parents=True, exist_ok=True)  # where it is missing the job fails without a log
+    files = [folder / (f"{stage}.sbatch" if stage else "job.sbatch") for stage in stages]
+    for file, stage in zip(files, stages, strict=True):
+        write_atomic(file, _script(request, stage, after=""))
+        _answer([program, "--test-only", str(file)], file)
+    numbers: list[str] = []
+    for file, stage in zip(files, stages, strict=True):
+        write_atomic(file, _script(request, stage, after=numbers[-1] if numbers else ""))
+        numbers.append(_answer([program, "--parsable", str(file)], file).strip().partition(";")[0])
+        (folder / numbers[-1]).mkdir(exist_ok=True)
+        write_atomic(folder / numbers[-1] / "job.sbatch", file.read_text(encoding="utf-8"))
+        write_atomic(folder / "job_id", "".join(f"{number}\n" for number in numbers))
+    write_atomic(run.command, f"{as_command(request)}\n")
+    if tasks:
+        slurm_array.write(run, tasks)
+    for number in range(len(tasks)):
+        task = slurm_array.task_run(run, number)
+        write_atomic(task.path / "slurm" / "job_id", f"{numbers[0]}_{number}\n")
+        write_atomic(task.command, f"{as_command(request)}\n")
+    return numbers
+
+
+def _script(request: Request, stage: str, after: str) -> str:
+    """The script of the whole run, or of one stage's job, which waits for job ``after``."""
+    recipe = request.recipe
+    options, tasks = _options(request, stage), slurm_array.tasks(recipe.slurm.array)
+    if after:
+        options = options.model_copy(update={"dependency": f"afterok:{after}"})
+    job = Job(
+        name=recipe.name, recipe=request.recipe_path.absolute(), run_dir=request.run.path, python=Path(sys.executable),
+        overrides=tuple(request.overrides), tasks=tuple(tasks), until=stage,
+    )  # fmt: skip
+    text = render(options, job)
+    _refuse_broken_bash(text)
+    return text
+
+
+def _options(request: Request, stage: str) -> Slurm:
+    """Of the run, or of one stage.
+
+    Raises: UserError when stages want machines of their own and are not split, or are split in an array.
+    """
+    recipe = request.recipe
+    own = [each.name for each in recipe.stages if each.slurm != recipe.slurm]
+    if own and not request.split_stages:
+        raise UserError(
+            f"stages.{own[0]}.slurm is not the recipe's slurm, and one job has one set of machines; "
+            "submit with --split-stages, which makes each stage a job"
+        )
+    if request.split_stages and recipe.slurm.array:
+        raise UserError("--split-stages and slurm.array do not go together; submit the runs of the array one by one")
+    return next((each.slurm for each in recipe.stages if each.name == stage), recipe.slurm)
+
+
+def _make_way(request: Request, tasks: Sequence[tuple[str, ...]]) -> list[str]:
+    """Let the jobs have their runs; return the stages that are to become jobs, or one empty name for all of them.
+
+    Raises: UserError when a run is another one's, finished, or has a job already.
+    """
+    run, recipe = request.run, request.recipe
+    runs = [(run, recipe)]
+    if tasks:
+        runs = [
+            (slurm_array.task_run(run, number), recipe_io.load(request.recipe_path, [*request.overrides, *task]))
+            for number, task in enumerate(tasks)
+        ]
+    queued = slurm_queue.look(runs[0][0])
     if queued and not queued.is_over:
         raise UserError(
             f"{run.path} has a job already: {queued}; wait for it, or end it with thawline cancel {run.quoted}"
         )
-    folder = run.path / "slurm"
-    folder.mkdir(parents=True, exist_ok=True)  # where it is missing the job fails without a log
-    file = folder / "job.sbatch"
-    write_atomic(file, text)
-    _answer([program, "--test-only", str(file)], file)
-    number = _answer([program, "--parsable", str(file)], file).strip().partition(";")[0]
-    (folder / number).mkdir(exist_ok=True)
-    write_atomic(folder / number / "job.sbatch", text)
-    write_atomic(folder / "job_id", f"{number}\n")
-    write_atomic(run.command, f"{as_command(recipe_path, overrides, run, flags)}\n")
-    return number, run
+    names = [stage.name for stage in recipe.stages] if request.split_stages else [""]
+    for each, asked in runs:
+        stage = ""
+        if request.split_stages and each.plan.is_file():
+            done = split_stages.num_done(each, RunPlan.model_validate_json(each.plan.read_bytes()))
+            names = names[done:] or names[-1:]
+            stage = names[0]
+        options = _options(request, stage)
+        session.make_way(each, asked, options.nodes, options.ranks, is_split=request.split_stages)
+    return names
 
 
 def as_overrides(flags: Mapping[str, object]) -> list[str]:
@@ -90,21 +172,20 @@ def as_overrides(flags: Mapping[str, object]) -> list[str]:
     return [f"slurm.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None and value != []]
 
 
-def as_command(recipe_path: Path, overrides: Sequence[str], run: RunDir, flags: Mapping[str, object]) -> str:
+def as_command(request: Request) -> str:
     """The ``thawline submit`` that asks for the same again, for a shell."""
-    words = ["thawline", "submit", str(recipe_path.absolute()), "--run-dir", str(run.path)]
-    for override in overrides:
+    words = ["thawline", "submit", str(request.recipe_path.absolute()), "--run-dir", str(request.run.path)]
+    for override in request.overrides:
         words += ["--set", override]
-    for key, value in flags.items():
-        flag = "--" + key.replace("_", "-")
+    for key, value in request.flags.items():
+        flag = key.replace("_", "-")
         if isinstance(value, bool):
-            words.append(flag if value else f"--no-{key.replace('_', '-')}")
+            words.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, list):
-            one = flag.removesuffix("s") if key.endswith("arguments") else flag
-            words += [f"{one}={item}" for item in value]
+            words += [f"--{flag.removesuffix('s') if key.endswith('arguments') else flag}={item}" for item in value]
         elif value is not None:
-            words += [flag, str(value)]
-    return shlex.join(words)
+            words += [f"--{flag}", str(value)]
+    return shlex.join([*words, *(["--split-stages"] if request.split_stages else [])])
 
 
 def _answer(command: list[str], file: Path) -> str:

@@ -7,6 +7,7 @@ leave together; saving inside a handler would catch some ranks in the middle of 
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from dataclasses import dataclass
@@ -14,8 +15,15 @@ from pathlib import Path
 
 ATTEMPT = "THAWLINE_ATTEMPT"
 """Environment variable: the folder of this attempt of a SLURM job; a file ``stop`` in it is a request too."""
+UNTIL = "THAWLINE_UNTIL_STAGE"
+"""Environment variable: the stage after which this SLURM job ends; not set where one job trains them all."""
 LOOK_EVERY_S = 1.0
 """How often the file is looked for: it lies on a file system that many share."""
+
+
+def last_stage() -> str | None:
+    """The last stage of this job; None: the run's."""
+    return os.environ.get(UNTIL) or None
 
 
 @dataclass

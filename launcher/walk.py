@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from launcher import checkpoint, data, distributed, export, models, orphans, session, tasks
+from launcher import checkpoint, data, distributed, export, models, orphans, session, split_stages, tasks
 from launcher.checkpoint import Best, Position, Saved
 from launcher.distributed import Runtime
 from launcher.errors import EnvironmentProblem, UserError
@@ -85,8 +85,10 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
     run = Run(plan, run_dir, runtime, splits, task, tracker, stop)
     with tracker:
         last = train_stages(run, saved or first_checkpoint(run))
-        if runtime.is_first:
+        if runtime.is_first and last.position.stage == plan.stages[-1].name:
             finish(run, last, processor)
+        elif runtime.is_first:
+            tracker.finished("stopped", f"stage {last.position.stage} is done; the next one is another job's")
         runtime.barrier()
 
 
@@ -105,8 +107,8 @@ def first_checkpoint(run: Run) -> Saved:
 
 
 def train_stages(run: Run, saved: Saved) -> Saved:
-    """Train from where ``saved`` stands to the end of the last stage."""
-    for stage in run.plan.stages:
+    """Train from where ``saved`` stands to the end of the last stage, or of the last that is this job's."""
+    for stage in split_stages.of_this_job(run.plan):
         position = saved.position
         if stage.index < position.stage_index or (stage.index == position.stage_index and position.is_stage_end):
             continue

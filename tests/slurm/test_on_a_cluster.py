@@ -216,6 +216,51 @@ def test_a_node_that_is_not_fit_is_named_and_the_job_ends_before_its_ranks_begin
     assert not list((run / "slurm" / number / "attempt-0").glob("node-*.log")), "no rank was started"
 
 
+def test_an_arrays_task_is_queued_again_alone(cluster: Cluster, tmp_path: Path) -> None:
+    """A run for each value; the one that is stopped by a signal goes on, and the other has nothing of it."""
+    run = tmp_path / "an array"
+    file = write(tmp_path / "recipe")
+    few = ("--set", "stages.full.steps=2", "--set", "stages.top.sharding.strategy=ddp", "--set", "evaluate.every=end")
+    flags = ("--array", "stages.top.steps=[2, 40]", "--set", "stages.full.sharding.strategy=ddp")
+    number = cluster.submit(file, "--run-dir", run, *few, *flags)
+    wait_for_steps(run / "task-1", 2)
+    cluster.run("scancel", "--batch", "--signal=USR1", f"{number}_1")
+    ends = [cluster.end_of(f"{number}_{task}", run / f"task-{task}") for task in (0, 1)]
+    assert [(job["JobState"], job["Restarts"]) for job in ends] == [("COMPLETED", "0"), ("COMPLETED", "1")]
+    plans = [json.loads((run / f"task-{task}" / "plan.json").read_text()) for task in (0, 1)]
+    assert [plan["stages"][0]["steps"] for plan in plans] == [2, 40]
+    shown = cluster.thawline("status", run).stdout.splitlines()
+    assert [line.partition(",")[0] for line in shown] == [
+        "task-0  stages.top.steps=2: finished", "task-1  stages.top.steps=40: finished"
+    ]  # fmt: skip
+    assert "queued again" in cluster.thawline("logs", run / "task-1").stdout
+
+
+def test_each_stage_is_a_job_on_machines_of_its_own(cluster: Cluster, tmp_path: Path) -> None:
+    """The first is stopped and queued again on the way: the second must go on waiting, and not count a 75 as failed."""
+    run = tmp_path / "run"
+    file = write(tmp_path / "recipe")
+    few = ("--set", "stages.top.steps=30", "--set", "stages.full.steps=2", "--set", "evaluate.every=end")
+    machines = ("--set", "stages.full.slurm.nodes=2", "--set", "stages.top.sharding.strategy=ddp")
+    refused = cluster.thawline("submit", file, "--run-dir", run, *few, *machines, check=False)
+    assert (refused.returncode, "--split-stages" in refused.stderr) == (2, True)
+    last = cluster.submit(file, "--run-dir", run, *few, *machines, "--split-stages")
+    first, second = (run / "slurm" / "job_id").read_text().split()
+    assert second == last
+    wait_for_steps(run, 2)
+    cluster.run("scancel", "--batch", "--signal=USR1", first)
+    wait_until(lambda: cluster.job(first)["Restarts"] == "1", run)
+    assert cluster.job(second)["JobState"] == "PENDING"
+    assert f"job {second} PENDING (Dependency)" in cluster.thawline("status", run).stdout
+    job = cluster.end_of(second, run)
+    assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), log(run)
+    assert [cluster.job(each)["NumNodes"] for each in (first, second)] == ["1", "2"]
+    plan = json.loads((run / "plan.json").read_text())
+    assert [stage["batch"]["ranks"] for stage in plan["stages"]] == [1, 2]
+    assert {file.parent.name for file in (run / "stages").glob("*/proof.json")} == {"00-top", "01-full"}
+    assert status(run)["state"] == "finished"
+
+
 def test_a_crash_is_seen_with_its_exit_code(cluster: Cluster, tmp_path: Path) -> None:
     run = tmp_path / "run"
     wild = ("--set", "stages.top.optimizer.learning_rate=1.0e+30", "--set", "clip_grad_norm=null")

@@ -171,4 +171,4 @@ def test_flags_are_written_as_set_writes_them() -> None:
         'slurm.comment="a: \\"b\\" #c"', "slurm.nodes=2", "slurm.exclusive=false", 'slurm.setup=["x"]'
     ]  # fmt: skip
     with pytest.raises(UserError):
-        slurm_submit.script(Path("nowhere.yaml"), (), None, {})
+        slurm_submit.scripts(slurm_submit.Request(Path("nowhere.yaml")))

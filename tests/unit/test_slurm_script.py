@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from launcher import recipe_io, slurm_submit
+from launcher import recipe_io, slurm_array, slurm_submit
 from launcher.errors import RecipeError, UserError
 from launcher.slurm_options import Slurm, conflicts
 from launcher.slurm_script import Job, render
@@ -25,7 +26,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], Job]] = {
     "bare": ({}, JOB),
     "two_nodes_of_eight_gpus": (
         {"nodes": 2, "gpus_per_node": 8, "time": "2-00:00:00", "partition": "gpu", "account": "nlp", "exclusive": True},
-        JOB,
+        dataclasses.replace(JOB, until="full"),
     ),
     "gres_under_accelerate": (
         {"nodes": 4, "gres": "gpu:a100:4", "launcher": "accelerate", "cpus_per_task": 32, "memory": "0"},
@@ -36,9 +37,10 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], Job]] = {
             "job_name": "r-1", "qos": "long", "time": "90:00", "constraint": "a100&nvlink|h100", "nodelist": "n[1-4,7]",
             "exclude": "n9", "reservation": "spring", "comment": "Ünïcode, it's $HOME & `ls`",
             "mail_user": "a.b+c@example.org", "mail_type": ["END", "FAIL"], "dependency": "afterok:12:13?singleton",
-            "signal_lead": 120, "requeue": False, "requeue_budget": 7, "hang_timeout": 120,
+            "signal_lead": 120, "array": ["seed=[1, 2]", "a.b=[$(x)]"], "array_limit": 1, "requeue": False,
+            "requeue_budget": 7, "hang_timeout": 120,
         },
-        JOB,
+        dataclasses.replace(JOB, tasks=(("seed=1", 'a.b="$(x)"'), ("seed=2", 'a.b="$(x)"'))),
     ),
     "set_up_and_arguments": (
         {
@@ -77,7 +79,11 @@ def test_every_option_reaches_the_script() -> None:
     assert seen == set(Slurm.model_fields), "a golden file shows every key"
     for options, _ in CONFIGURATIONS.values():
         for key, value in options.items():
-            if key != "nodes" or value != 1:
+            if key == "array":
+                assert [len(task) for task in slurm_array.tasks(value)] == [2, 2]
+            elif key == "array_limit":
+                assert "--array=0-0%1\n" in render(Slurm(array_limit=1), dataclasses.replace(JOB, tasks=(("seed=1",),)))
+            elif key != "nodes" or value != 1:
                 assert render(Slurm(**{key: value}), JOB) != plain, key
 
 
@@ -97,7 +103,7 @@ HOSTILE = st.one_of(SPITEFUL, NASTY)
 TEXTS = [
     key
     for key, field in Slurm.model_fields.items()
-    if "str" in str(field.annotation) and key not in ("launcher", "mail_type", "setup")
+    if "str" in str(field.annotation) and key not in ("launcher", "mail_type", "setup", "array")
 ]
 # Runs the part of a script in which values stand, then shows each as a program would get it.
 SHOW = 'printf "%s\\0" "$run" "$recipe" "$python" "${overrides[@]}" "${srun_arguments[@]}"'
@@ -186,7 +192,8 @@ def recipe(folder: Path, **slurm: Any) -> Path:
 def test_flags_stand_over_the_recipe(tmp_path: Path) -> None:
     path = recipe(tmp_path, nodes=2, partition="slow")
     flags = {"partition": "fast", "comment": "a: {b}", "setup": ["x=1 # y"], "nodes": None}
-    text, run = slurm_submit.script(path, ["seed=3"], tmp_path / "run", flags)
+    request = slurm_submit.Request(path, ["seed=3"], tmp_path / "run", flags)
+    [text], run = slurm_submit.scripts(request), request.run
     assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n" in text
     assert "#SBATCH --partition=fast\n" in text
     assert '#SBATCH --comment="a: {b}"\n' in text
@@ -230,8 +237,8 @@ def test_options_that_contradict(options: dict[str, Any], key: str, says: str) -
 def test_set_up_lines_that_are_not_bash_are_refused(tmp_path: Path) -> None:
     for line in ('echo "open', "if true; then", "cat <<END"):
         with pytest.raises(UserError, match=r"slurm\.setup is not bash"):
-            slurm_submit.script(recipe(tmp_path, setup=[line]), (), None, {})
-    slurm_submit.script(recipe(tmp_path, setup=["if true; then", "echo yes", "fi"]), (), None, {})
+            slurm_submit.scripts(slurm_submit.Request(recipe(tmp_path, setup=[line])))
+    slurm_submit.scripts(slurm_submit.Request(recipe(tmp_path, setup=["if true; then", "echo yes", "fi"])))
 
 
 @pytest.mark.parametrize(

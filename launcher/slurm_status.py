@@ -1,0 +1,57 @@
+"""What ``thawline status`` shows: a run's own files, and what the queue says of its jobs, put together.
+
+Owns the cases: a run that was never submitted, one whose job waits and has written nothing, one whose stages are
+several jobs, an array of runs. Called by `cli`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launcher import slurm_array, slurm_queue
+from launcher.run_dir import RunDir
+from launcher.slurm_queue import QueueState
+from launcher.status import as_shown, read_status, render
+
+
+def as_json(run: RunDir) -> dict[str, Any]:
+    """``status.json`` and ``queue``, the job that the run waits for or runs in; of an array, ``tasks``.
+
+    Raises: UserError when the folder is no run's.
+    """
+    if tasks := list(slurm_array.runs(run)):
+        return {"tasks": [{"run": str(task.path), "set": given} | as_json(task) for task, given in tasks]}
+    queue = slurm_queue.look(run)
+    queued = {"queue": queue.model_dump()} if queue else {}
+    if queue and not run.status.is_file():
+        return queued
+    return as_shown(read_status(run)) | queued
+
+
+def as_text(run: RunDir) -> str:
+    """The same for people; of an array, a line for each task.
+
+    Raises: UserError when the folder is no run's.
+    """
+    if tasks := list(slurm_array.runs(run)):
+        return "\n".join(f"{task.path.name}  {given}: {_line(task)}" for task, given in tasks)
+    jobs = [state for job in slurm_queue.jobs_of(run) if (state := slurm_queue.ask(job)) is not None]
+    if jobs and not run.status.is_file():  # none has begun
+        return "\n".join(map(str, jobs))
+    lines = [f"{'queue' if number == 0 else '':<12}{job}" for number, job in enumerate(_shown(jobs))]
+    return "\n".join([render(read_status(run), run), *lines])
+
+
+def _shown(jobs: list[QueueState]) -> list[QueueState]:
+    """Those that are not over, else the last."""
+    return [job for job in jobs if not job.is_over] or jobs[-1:]
+
+
+def _line(task: RunDir) -> str:
+    queue = slurm_queue.look(task)
+    if not task.status.is_file():
+        return str(queue) if queue else "not begun"
+    status = read_status(task)
+    metrics = "".join(f", {name} {value:.4g}" for name, value in status.metrics.items())
+    place = f", stage {status.stage} step {status.step} of {status.steps}" if status.stage else ""
+    return f"{status.state}{place}{metrics}" + (f"; {queue}" if queue and not queue.is_over else "")
