@@ -47,8 +47,12 @@ def run(
     overrides: Overrides = None,
     run_dir: Annotated[Path | None, typer.Option(help="Default runs/NAME.")] = None,
     ranks: Ranks = None,
+    nodes: Annotated[str | None, typer.Option(metavar="A,B", help="Print what each of these hosts must run.")] = None,
+    ssh: Annotated[bool, typer.Option("--ssh", help="With --nodes: run it there.")] = False,
 ) -> None:
     """Train all stages of a recipe on this machine; go on where an unfinished run of it stands."""
+    if nodes is not None or ssh:
+        return cli_cluster.run_on_nodes(nodes or "", recipe, overrides or (), run_dir, ranks, ssh=ssh)
     from launcher import launch, session
 
     launch.train(session.open_run(recipe, overrides or (), run_dir, ranks=ranks), print)

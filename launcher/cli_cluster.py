@@ -6,6 +6,7 @@ No logic here, as there: each command's is in the module that it imports when it
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -91,6 +92,20 @@ def cancel(run: Run) -> None:
     from launcher.run_dir import RunDir
 
     print(f"job {slurm_queue.cancel(RunDir(run))} is cancelled; thawline submit goes on with it later")
+
+
+def run_on_nodes(
+    nodes: str, recipe: Path, overrides: Sequence[str], run_dir: Path | None, ranks: int | None, *, ssh: bool
+) -> None:
+    """``thawline run --nodes``."""
+    from launcher import ssh_nodes
+
+    asked = ssh_nodes.asked(nodes, recipe, overrides, run_dir, ranks)
+    if ssh:
+        ssh_nodes.start(asked, lambda line: print(line, flush=True))
+        return
+    for host, command in zip(asked.hosts, ssh_nodes.commands(asked), strict=True):
+        print(f"# {host}\n{command}")
 
 
 def logs(

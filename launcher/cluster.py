@@ -20,6 +20,10 @@ from launcher.errors import EnvironmentProblem, UserError
 
 BF16_COMPUTE_CAPABILITY = 8.0
 """Ampere: the first NVIDIA GPUs that compute in bfloat16."""
+EXPECTED_RANKS = "THAWLINE_EXPECTED_RANKS"
+"""Environment variable: the world size that a job on several nodes asked for."""
+EXPECTED_GPUS = "THAWLINE_EXPECTED_GPUS"
+"""Environment variable: GPUs of each node that such a job asked for; 0 for none."""
 NVIDIA_SMI_TIMEOUT_S = 60
 _UNITS = {"B": 1} | {
     f"{prefix}{unit}": base ** (power + 1)

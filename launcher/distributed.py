@@ -20,16 +20,12 @@ import torch.distributed as dist
 from torch import nn
 
 from launcher import heartbeat
-from launcher.cluster import threads_per_rank
+from launcher.cluster import EXPECTED_GPUS, EXPECTED_RANKS, threads_per_rank
 from launcher.errors import EnvironmentProblem
 from launcher.orphans import LAUNCHER_PID
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-EXPECTED_RANKS = "THAWLINE_EXPECTED_RANKS"
-"""Environment variable: the world size that a SLURM job asked for."""
-EXPECTED_GPUS = "THAWLINE_EXPECTED_GPUS"
-"""Environment variable: GPUs of each node that a SLURM job asked for; 0 for none."""
 
 
 @dataclass(frozen=True)

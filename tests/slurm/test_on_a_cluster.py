@@ -17,6 +17,8 @@ from sandbox_cluster import Cluster, log
 import launcher
 
 STEPS = {"top": 4, "full": 16}
+DDP = ("--set", "stages.top.sharding.strategy=ddp", "--set", "stages.full.sharding.strategy=ddp")
+RARE = ("--set", "evaluate.every=end", "--set", "checkpoint.every=1ep")
 OPTIONS = ("--nodes", "2", "--time", "10:00", "--cpus-per-task", "4")
 
 
@@ -182,7 +184,7 @@ def test_a_hung_rank_a_lost_node_and_a_cut_link_are_survived_with_the_same_bits(
 
 def test_cancelled_it_saves_and_stays_cancelled(cluster: Cluster, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    many = ("--set", "stages.top.steps=100000", "--set", "stages.top.sharding.strategy=ddp")
+    many = ("--set", "stages.top.steps=100000", *DDP)
     number = cluster.submit(write(tmp_path / "recipe"), "--run-dir", run, *many)
     wait_for_steps(run, 2)
     assert f"job {number}" in cluster.thawline("cancel", run).stdout
@@ -220,18 +222,18 @@ def test_an_arrays_task_is_queued_again_alone(cluster: Cluster, tmp_path: Path) 
     """A run for each value; the one that is stopped by a signal goes on, and the other has nothing of it."""
     run = tmp_path / "an array"
     file = write(tmp_path / "recipe")
-    few = ("--set", "stages.full.steps=2", "--set", "stages.top.sharding.strategy=ddp", "--set", "evaluate.every=end")
-    flags = ("--array", "stages.top.steps=[2, 40]", "--set", "stages.full.sharding.strategy=ddp")
+    few = (*RARE, "--set", "stages.full.steps=2", *DDP)
+    flags = ("--array", "stages.top.steps=[2, 200]")
     number = cluster.submit(file, "--run-dir", run, *few, *flags)
     wait_for_steps(run / "task-1", 2)
     cluster.run("scancel", "--batch", "--signal=USR1", f"{number}_1")
     ends = [cluster.end_of(f"{number}_{task}", run / f"task-{task}") for task in (0, 1)]
     assert [(job["JobState"], job["Restarts"]) for job in ends] == [("COMPLETED", "0"), ("COMPLETED", "1")]
     plans = [json.loads((run / f"task-{task}" / "plan.json").read_text()) for task in (0, 1)]
-    assert [plan["stages"][0]["steps"] for plan in plans] == [2, 40]
+    assert [plan["stages"][0]["steps"] for plan in plans] == [2, 200]
     shown = cluster.thawline("status", run).stdout.splitlines()
     assert [line.partition(",")[0] for line in shown] == [
-        "task-0  stages.top.steps=2: finished", "task-1  stages.top.steps=40: finished"
+        "task-0  stages.top.steps=2: finished", "task-1  stages.top.steps=200: finished"
     ]  # fmt: skip
     assert "queued again" in cluster.thawline("logs", run / "task-1").stdout
 
@@ -240,8 +242,8 @@ def test_each_stage_is_a_job_on_machines_of_its_own(cluster: Cluster, tmp_path: 
     """The first is stopped and queued again on the way: the second must go on waiting, and not count a 75 as failed."""
     run = tmp_path / "run"
     file = write(tmp_path / "recipe")
-    few = ("--set", "stages.top.steps=30", "--set", "stages.full.steps=2", "--set", "evaluate.every=end")
-    machines = ("--set", "stages.full.slurm.nodes=2", "--set", "stages.top.sharding.strategy=ddp")
+    few = (*RARE, "--set", "stages.top.steps=200", "--set", "stages.full.steps=2")
+    machines = ("--set", "stages.full.slurm.nodes=2", *DDP)
     refused = cluster.thawline("submit", file, "--run-dir", run, *few, *machines, check=False)
     assert (refused.returncode, "--split-stages" in refused.stderr) == (2, True)
     last = cluster.submit(file, "--run-dir", run, *few, *machines, "--split-stages")

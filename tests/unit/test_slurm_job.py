@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from launcher import slurm_queue, slurm_submit, stop
-from launcher.distributed import EXPECTED_GPUS, EXPECTED_RANKS, _check_expected
+from launcher.cluster import EXPECTED_GPUS, EXPECTED_RANKS
+from launcher.distributed import _check_expected
 from launcher.errors import EnvironmentProblem, UserError
 from launcher.run_dir import RunDir
 from launcher.stop import StopRequest
