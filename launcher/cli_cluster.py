@@ -17,7 +17,7 @@ Run = Annotated[Path, typer.Argument(help="The run's folder.", metavar="RUN")]
 
 def add_to(app: typer.Typer) -> None:
     """Make the commands part of the app."""
-    for command in (submit, cancel, logs):
+    for command in (submit, cancel, logs, doctor):
         app.command()(command)
 
 
@@ -120,3 +120,21 @@ def logs(
     for text in run_logs.follow(RunDir(run), rank) if follow else run_logs.read(RunDir(run), rank):
         sys.stdout.write(text)
         sys.stdout.flush()
+
+
+def doctor(
+    ranks: Annotated[int | None, typer.Option(min=1, help="Processes that meet; default one a GPU, or one.")] = None,
+) -> None:
+    """Say whether this machine, or each node of the SLURM allocation it is in, can train, and what to do if not.
+
+    Ends with code 3 if something is wrong.
+    """
+    from launcher import doctor as doctors
+    from launcher.errors import EnvironmentProblem
+
+    failed = 0
+    for finding in doctors.examine(ranks):
+        print(finding, flush=True)
+        failed += not finding.is_well
+    if failed:
+        raise EnvironmentProblem(f"{failed} of the checks failed; each line above says what to do")

@@ -37,6 +37,15 @@ class Cluster:
         assert not check or done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
+    def start(self, *command: str | Path, path: Path) -> subprocess.Popen[str]:
+        """Start a command in the cluster's network, with ``path`` before the others on PATH."""
+        environment = self.environment()
+        return subprocess.Popen(
+            ["nsenter", "-t", str(self.holder), "--net", "--", *map(str, command)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+            env=environment | {"PATH": f"{path}{os.pathsep}{environment['PATH']}"},
+        )  # fmt: skip
+
     def environment(self) -> dict[str, str]:
         """Of the login node; jobs inherit it."""
         ours = {

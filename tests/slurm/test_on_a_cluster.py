@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from running import metrics, recipe, tiny_bert, weights
-from sandbox_cluster import Cluster, log
+from sandbox_cluster import SANDBOX, Cluster, log
 
 import launcher
 
@@ -216,6 +218,48 @@ def test_a_node_that_is_not_fit_is_named_and_the_job_ends_before_its_ranks_begin
     assert "node2: the run's folder is not shared" in said
     assert "node1: " not in said
     assert not list((run / "slurm" / number / "attempt-0").glob("node-*.log")), "no rank was started"
+
+
+def test_the_doctor_looks_at_every_node_of_an_allocation(cluster: Cluster, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    wrapped = f"{sys.executable} -m launcher doctor"
+    number = cluster.run(
+        "sbatch", "--parsable", "--nodes=3", f"--chdir={tmp_path}", f"--output={said}", f"--wrap={wrapped}"
+    ).stdout.strip()
+    job = cluster.end_of(number, tmp_path)
+    assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), said.read_text()
+    assert "ok    nodes       3 nodes alike: thawline" in said.read_text()
+    assert "ok    rendezvous  1 ranks met" in said.read_text()
+    assert list(tmp_path.iterdir()) == [said], "it cleans up"
+
+
+def test_over_ssh_a_run_stops_with_a_checkpoint_and_says_how_to_go_on(cluster: Cluster, tmp_path: Path) -> None:
+    """A stand-in for ssh brings the command to the node; all else is real."""
+    (tmp_path / "bin").mkdir()
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.write_text(
+        '#!/bin/bash\nwhile [[ $1 == -* ]]; do [ "$1" = -o ] && shift; shift; done\n'
+        f'host=$1; shift\nexec bash {SANDBOX}/node.sh exec "$host" bash -c "$*"\n'
+    )
+    ssh.chmod(0o755)
+    run = tmp_path / "run"
+    asked = ["run", write(tmp_path / "recipe"), "--run-dir", run, "--nodes", "node1,node2", "--ranks", "1", *DDP]
+    printed = cluster.thawline(*asked).stdout.splitlines()
+    assert printed[::2] == ["# node1", "# node2"]
+    assert "--node-rank=1 --master-addr=node1" in printed[3]
+    many = ("--set", "stages.top.steps=100000")
+    with cluster.start(sys.executable, "-m", "launcher", *asked, *many, "--ssh", path=ssh.parent) as process:
+        wait_for_steps(run, 2)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 75, output
+    assert "node1: stage 1 of 2: top" in output
+    assert "saved as 00-top-step-" in output
+    assert "--nodes node1,node2 --ranks 1" in output.splitlines()[-1]
+    assert status(run)["state"] == "stopped"
+    refused = cluster.thawline("resume", run, check=False)
+    assert refused.returncode == 2
+    assert "go on with it there: thawline run " in refused.stderr
 
 
 def test_an_arrays_task_is_queued_again_alone(cluster: Cluster, tmp_path: Path) -> None:
