@@ -267,17 +267,17 @@ def test_an_arrays_task_is_queued_again_alone(cluster: Cluster, tmp_path: Path) 
     run = tmp_path / "an array"
     file = write(tmp_path / "recipe")
     few = (*RARE, "--set", "stages.full.steps=2", *DDP)
-    flags = ("--array", "stages.top.steps=[2, 200]")
+    flags = ("--array", "stages.top.steps=[2, 100]")
     number = cluster.submit(file, "--run-dir", run, *few, *flags)
     wait_for_steps(run / "task-1", 2)
     cluster.run("scancel", "--batch", "--signal=USR1", f"{number}_1")
     ends = [cluster.end_of(f"{number}_{task}", run / f"task-{task}") for task in (0, 1)]
     assert [(job["JobState"], job["Restarts"]) for job in ends] == [("COMPLETED", "0"), ("COMPLETED", "1")]
     plans = [json.loads((run / f"task-{task}" / "plan.json").read_text()) for task in (0, 1)]
-    assert [plan["stages"][0]["steps"] for plan in plans] == [2, 200]
+    assert [plan["stages"][0]["steps"] for plan in plans] == [2, 100]
     shown = cluster.thawline("status", run).stdout.splitlines()
     assert [line.partition(",")[0] for line in shown] == [
-        "task-0  stages.top.steps=2: finished", "task-1  stages.top.steps=200: finished"
+        "task-0  stages.top.steps=2: finished", "task-1  stages.top.steps=100: finished"
     ]  # fmt: skip
     assert "queued again" in cluster.thawline("logs", run / "task-1").stdout
 
@@ -286,7 +286,7 @@ def test_each_stage_is_a_job_on_machines_of_its_own(cluster: Cluster, tmp_path: 
     """The first is stopped and queued again on the way: the second must go on waiting, and not count a 75 as failed."""
     run = tmp_path / "run"
     file = write(tmp_path / "recipe")
-    few = (*RARE, "--set", "stages.top.steps=200", "--set", "stages.full.steps=2")
+    few = (*RARE, "--set", "stages.top.steps=100", "--set", "stages.full.steps=2")
     machines = ("--set", "stages.full.slurm.nodes=2", *DDP)
     refused = cluster.thawline("submit", file, "--run-dir", run, *few, *machines, check=False)
     assert (refused.returncode, "--split-stages" in refused.stderr) == (2, True)
