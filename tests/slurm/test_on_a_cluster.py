@@ -63,6 +63,12 @@ def wait_for_steps(run: Path, count: int) -> None:
     wait_until(lambda: sum(line["split"] == "train" for line in metrics(run)) >= count, run)
 
 
+def ask_to_stop(cluster: Cluster, number: str, run: Path) -> None:
+    """Before the ranks are there to hear it, so that they stop after their first step."""
+    wait_until(lambda: "head " in log(run), run)
+    cluster.run("scancel", "--batch", "--signal=USR1", number)
+
+
 def status(run: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((run / "status.json").read_text())
     return content
@@ -267,17 +273,16 @@ def test_an_arrays_task_is_queued_again_alone(cluster: Cluster, tmp_path: Path) 
     run = tmp_path / "an array"
     file = write(tmp_path / "recipe")
     few = (*RARE, "--set", "stages.full.steps=2", *DDP)
-    flags = ("--array", "stages.top.steps=[2, 100]")
+    flags = ("--array", "stages.top.steps=[2, 4]")
     number = cluster.submit(file, "--run-dir", run, *few, *flags)
-    wait_for_steps(run / "task-1", 2)
-    cluster.run("scancel", "--batch", "--signal=USR1", f"{number}_1")
+    ask_to_stop(cluster, f"{number}_1", run / "task-1")
     ends = [cluster.end_of(f"{number}_{task}", run / f"task-{task}") for task in (0, 1)]
     assert [(job["JobState"], job["Restarts"]) for job in ends] == [("COMPLETED", "0"), ("COMPLETED", "1")]
     plans = [json.loads((run / f"task-{task}" / "plan.json").read_text()) for task in (0, 1)]
-    assert [plan["stages"][0]["steps"] for plan in plans] == [2, 100]
+    assert [plan["stages"][0]["steps"] for plan in plans] == [2, 4]
     shown = cluster.thawline("status", run).stdout.splitlines()
     assert [line.partition(",")[0] for line in shown] == [
-        "task-0  stages.top.steps=2: finished", "task-1  stages.top.steps=100: finished"
+        "task-0  stages.top.steps=2: finished", "task-1  stages.top.steps=4: finished"
     ]  # fmt: skip
     assert "queued again" in cluster.thawline("logs", run / "task-1").stdout
 
@@ -286,15 +291,14 @@ def test_each_stage_is_a_job_on_machines_of_its_own(cluster: Cluster, tmp_path: 
     """The first is stopped and queued again on the way: the second must go on waiting, and not count a 75 as failed."""
     run = tmp_path / "run"
     file = write(tmp_path / "recipe")
-    few = (*RARE, "--set", "stages.top.steps=100", "--set", "stages.full.steps=2")
+    few = (*RARE, "--set", "stages.top.steps=4", "--set", "stages.full.steps=2")
     machines = ("--set", "stages.full.slurm.nodes=2", *DDP)
     refused = cluster.thawline("submit", file, "--run-dir", run, *few, *machines, check=False)
     assert (refused.returncode, "--split-stages" in refused.stderr) == (2, True)
     last = cluster.submit(file, "--run-dir", run, *few, *machines, "--split-stages")
     first, second = (run / "slurm" / "job_id").read_text().split()
     assert second == last
-    wait_for_steps(run, 2)
-    cluster.run("scancel", "--batch", "--signal=USR1", first)
+    ask_to_stop(cluster, first, run)
     wait_until(lambda: cluster.job(first)["Restarts"] == "1", run)
     assert cluster.job(second)["JobState"] == "PENDING"
     assert f"job {second} PENDING (Dependency)" in cluster.thawline("status", run).stdout
@@ -309,7 +313,7 @@ def test_each_stage_is_a_job_on_machines_of_its_own(cluster: Cluster, tmp_path: 
 
 def test_a_crash_is_seen_with_its_exit_code(cluster: Cluster, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    wild = ("--set", "stages.top.optimizer.learning_rate=1.0e+30", "--set", "clip_grad_norm=null")
+    wild = ("--set", "stages.top.optimizer.learning_rate=1.0e+30", "--set", "clip_grad_norm=null", *DDP)
     number = cluster.submit(write(tmp_path / "recipe"), "--run-dir", run, *wild, *OPTIONS)
     job = cluster.end_of(number, run)
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "4:0"), log(run)
