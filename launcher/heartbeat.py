@@ -25,6 +25,8 @@ HANG_TIMEOUT = "THAWLINE_HANG_TIMEOUT"
 SILENT_AFTER_S = 180.0
 """A rank that writes nothing for so long is stopped or gone: the thread that writes waits for nobody. Shared disks show
 another node's writes up to a minute late."""
+FIRST_WITHIN_S = 300.0
+"""What a rank has at least for its first sign: its launcher imports torch before, from a disk that many share."""
 MOST_NAMED = 8
 _PACKAGE = str(Path(__file__).parent)
 _ticks = 0
@@ -164,10 +166,11 @@ class Watch:
 
     def _absent(self, now: float) -> str | None:
         assert self._began is not None
-        if now - self._began < self.hang_timeout_s:
+        limit_s = max(FIRST_WITHIN_S, self.hang_timeout_s)
+        if now - self._began < limit_s:
             return None
         absent = [f"rank {rank}" for rank in range(self.ranks) if rank not in self._seen]
-        return f"{_listed(absent)} gave no first sign of life in {self.hang_timeout_s:.0f} s" if absent else None
+        return f"{_listed(absent)} gave no first sign of life in {limit_s:.0f} s" if absent else None
 
     def _silent(self, now: float) -> str | None:
         limit_s = min(SILENT_AFTER_S, self.hang_timeout_s)
@@ -176,12 +179,14 @@ class Watch:
             return None
         named = [f"rank {rank} on {seen.beat.host} (process {seen.beat.pid})" for rank, seen in silent.items()]
         return (
-            f"{_listed(named)} gave no sign of life for {limit_s:.0f} s: stopped by a signal, or its machine is gone; "
-            f"last seen in {next(iter(silent.values())).beat.where}"
+            f"{_listed(named)} gave no sign of life for {limit_s:.0f} s: stopped by a signal, or its machine is "
+            f"gone or cannot write to the run's folder; last seen in {next(iter(silent.values())).beat.where}"
         )
 
     def _still(self, now: float) -> str | None:
         at_work = self._at_work()
+        if len(self._seen) < self.ranks:  # the others wait for one that is still to come
+            return None
         if not at_work or any(now - seen.moved < self.hang_timeout_s for seen in at_work.values()):
             return None
         usual, count = Counter(seen.beat.where for seen in at_work.values()).most_common(1)[0]

@@ -25,6 +25,7 @@ from launcher.recipe import Recipe
 from launcher.run_dir import RunDir, write_atomic
 from launcher.slurm_options import Slurm
 from launcher.slurm_script import Job, render
+from launcher.status import read_status
 
 ANSWER_TIMEOUT_S = 120
 _UNREACHABLE = ("unable to contact slurm controller", "connection refused", "munge", "socket timed out", "slurm.conf")
@@ -150,13 +151,15 @@ def _make_way(request: Request, tasks: Sequence[tuple[str, ...]]) -> list[str]:
             (slurm_array.task_run(run, number), recipe_io.load(request.recipe_path, [*request.overrides, *task]))
             for number, task in enumerate(tasks)
         ]
-    queued = slurm_queue.look(runs[0][0])
-    if queued and not queued.is_over:
-        raise UserError(
-            f"{run.path} has a job already: {queued}; wait for it, or end it with thawline cancel {run.quoted}"
-        )
     names = [stage.name for stage in recipe.stages] if request.split_stages else [""]
     for each, asked in runs:
+        queued = slurm_queue.look(each)
+        if queued and not queued.is_over:
+            raise UserError(
+                f"{each.path} has a job already: {queued}; wait for it, or end it with thawline cancel {run.quoted}"
+            )
+        if tasks and each.status.is_file() and read_status(each).state == "finished":
+            continue  # of an array that is submitted again, to finish the rest
         stage = ""
         if request.split_stages and each.plan.is_file():
             done = split_stages.num_done(each, RunPlan.model_validate_json(each.plan.read_bytes()))

@@ -65,9 +65,10 @@ def test_one_that_is_done_is_not_missed() -> None:
 
 def test_one_that_never_came_is_named() -> None:
     watch = Watch(3, 60)
-    found = [watch.look({0: beat(0, turn, turn), 2: beat(2, turn, turn)}, now=10.0 * turn) for turn in range(7)]
-    assert found[:6] == [None] * 6
-    assert found[6] == "rank 1 gave no first sign of life in 60 s"
+    beats = [{0: beat(0, turn, 1), 2: beat(2, turn, 1)} for turn in range(31)]
+    found = [watch.look(each, now=10.0 * turn) for turn, each in enumerate(beats)]
+    assert found[:30] == [None] * 30, "the others stand still and wait for it"
+    assert found[30] == "rank 1 gave no first sign of life in 300 s"
 
 
 def test_a_watch_that_slept_itself_blames_nobody() -> None:
@@ -79,13 +80,11 @@ def test_a_watch_that_slept_itself_blames_nobody() -> None:
 
 
 def test_of_many_a_few_are_named() -> None:
-    watch = Watch(1024, 20)
-    watch.look({0: beat(0, 1, 1)}, now=0.0)
-    watch.look({0: beat(0, 2, 2)}, now=10.0)
-    found = watch.look({0: beat(0, 3, 3)}, now=20.0)
+    watch = Watch(1024, 600)
+    found = [watch.look({0: beat(0, turn, turn)}, now=100.0 * turn) for turn in range(7)][-1]
     assert found is not None
     assert found.startswith("rank 1, rank 2, ")
-    assert "and 1015 more" in found
+    assert "and 1015 more gave no first sign of life in 600 s" in found
 
 
 def test_the_thread_writes_and_knows_when_the_main_thread_moves(tmp_path: Path) -> None:
@@ -139,5 +138,5 @@ def test_what_hangs_is_written_down_and_its_step_killed(tmp_path: Path, monkeypa
     monkeypatch.setattr(slurm_watch.time, "monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(slurm_watch.time, "sleep", lambda seconds: None)
     assert slurm_watch.main([str(attempt), "--ranks", "2", "--hang-timeout", "60"]) == 0
-    assert (attempt / "hung").read_text() == "rank 0, rank 1 gave no first sign of life in 60 s"
+    assert (attempt / "hung").read_text() == "rank 0, rank 1 gave no first sign of life in 300 s"
     assert (tmp_path / "asked").read_text() == "--signal=KILL 41.3\n"
