@@ -20,7 +20,10 @@ The modules, in the order to read them:
     models       load, name the layers, export
     checkpoint   write, commit, verify, fall back
     tracking     metrics.jsonl, status.json, wandb; console draws progress; status reads it back
-    slurm_submit a recipe becomes a SLURM job: slurm_options, slurm_script, and slurm_attempt inside the job
+    slurm_submit a recipe becomes a SLURM job: slurm_options, slurm_script, and slurm_attempt inside the job;
+                 slurm_preflight looks at its nodes, slurm_watch for ranks that hang; split_stages: a job a stage
+    ssh_nodes    several machines without SLURM
+    doctor       whether a machine can train
     inference    evaluate and predict with an exported model
     cli          the commands
 """
