@@ -166,7 +166,8 @@ def main(argv: list[str] | None = None) -> int:
     except ThawlineError as error:
         print(f"thawline: {error}", flush=True)
         return error.exit_code
-    print(f"thawline: {result.message}" if result.message else "thawline: finished", flush=True)
+    done = f"stage {last_stage()} is done" if last_stage() else "finished"
+    print(f"thawline: {result.message or done}", flush=True)
     return result.exit_code
 
 

@@ -114,6 +114,20 @@ def test_finished(run: RunDir) -> None:
     assert not (attempt(run) / "requeue").exists()
 
 
+def test_the_job_of_one_stage_is_done_with_its_proof(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("THAWLINE_UNTIL_STAGE", "top")
+    say(run, "stopped")
+    arguments = ["end", str(run.path), str(attempt(run)), "--budget", "1", "--srun-code", "0"]
+    assert main(arguments) == EnvironmentProblem.exit_code
+    run.proof(0, "top").parent.mkdir(parents=True)
+    run.proof(0, "top").write_text("{}")
+    assert main(arguments) == 0
+    assert "stage top is done" in capsys.readouterr().out
+    assert not (attempt(run) / "requeue").exists()
+
+
 def test_ranks_that_all_end_well_without_finishing_are_no_success(run: RunDir) -> None:
     assert judge(run, attempt(run), 0).exit_code == EnvironmentProblem.exit_code
 
