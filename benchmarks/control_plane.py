@@ -2,8 +2,10 @@
 
 Every number of ranks is measured in a process of its own, as its first rank or its head node would work. Ranks are
 simulated: torch's fake process group gives each collective the shape of its answer and moves nothing, the rendezvous is
-a real TCPStore with as many clients as ranks, in one process; files are as many as the ranks would write. Nothing here
-says how fast a network is. The plan is that of recipes/llama8b_zero3.yaml, without the hub.
+a real TCPStore with as many clients as ranks, in one process; files are as many as the ranks would write. Seconds are
+the processor's, so that what else the machine does is not in them, nor how fast a network or a disk is. The plan is
+that of recipes/llama8b_zero3.yaml, without the hub. Where no resolver answers, torch waits for each address's name:
+`unshare --net` with `ip link set lo up` is a network without that.
 """
 
 from __future__ import annotations
@@ -42,14 +44,14 @@ COLUMNS = {
 
 
 def measure(ranks: int) -> dict[str, float]:
-    """Seconds of each part, and MiB of memory, in this process."""
+    """Seconds of processor time of each part, and MiB of memory, in this process."""
     taken: dict[str, float] = {"ranks": ranks}
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
-        began = time.perf_counter()
+        began = time.process_time()
         yield
-        taken[name] = time.perf_counter() - began
+        taken[name] = time.process_time() - began
 
     with tempfile.TemporaryDirectory() as folder:
         for part in (_plan, _script, _preflight, _store, _order, _collectives, _files):
@@ -178,7 +180,7 @@ def _files(ranks: int, folder: Path, timed: Timed) -> None:
 
 
 def table(found: list[dict[str, float]]) -> str:
-    """Markdown; seconds, but for memory."""
+    """Markdown; seconds of processor time, but for memory."""
     lines = ["| ranks | " + " | ".join(f"{int(each['ranks']):,}" for each in found) + " |"]
     lines.append("|---" * (len(found) + 1) + "|")
     for name, title in COLUMNS.items():

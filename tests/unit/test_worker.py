@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import sys
 import types
 from pathlib import Path
 
@@ -68,3 +70,11 @@ def test_under_torchrun_a_rank_forgets_its_own_last_error(
         rank_error.record(run, rank, ValueError("of last time"))
     assert worker.main(["recipe.yaml", "--run-dir", str(tmp_path)]) == 0
     assert [error.rank for error in rank_error.read_all(run)] == ([0, 1] if has_launcher else [0])
+
+
+def test_ninja_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the environment was not activated: another release's would compile all operators anew."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    worker.own_programs_first()
+    assert shutil.which("ninja") == str(Path(sys.executable).with_name("ninja"))
+    assert shutil.which("sh") in ("/usr/bin/sh", "/bin/sh")
