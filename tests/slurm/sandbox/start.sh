@@ -19,6 +19,7 @@ no() { echo "start.sh: $*" >&2; exit 77; }   # 77: this machine cannot do it
 [ "$(id -u)" = 0 ] || no "must be root"
 for c in slurmctld slurmd sinfo munged ip unshare nsenter; do command -v $c >/dev/null || no "$c is not installed"; done
 unshare --net --uts --pid --ipc --mount --fork true 2>/dev/null || no "namespaces are not permitted here"
+unshare --net tc qdisc add dev lo root tbf rate 1mbit burst 10kb latency 1s 2>/dev/null || no "tc cannot slow a link down here (tbf)"
 alive() { [ -s "$1" ] && grep -aq . "/proc/$(cat "$1")/cmdline" 2>/dev/null; }   # a zombie's is empty
 
 umask 022
