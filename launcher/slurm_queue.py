@@ -1,8 +1,8 @@
 """What SLURM's queue says of a run's job, and how to end that job. Called by `cli`; changes no file of the run.
 
 The newest jobs of a run are in ``RUN/slurm/job_id`` (`slurm_submit` writes it), in the order they run. Asks ``scontrol
-show job``, which needs no accounting data base; a job that SLURM has forgotten, minutes after its end, has no queue
-state any more.
+show job``, which needs no accounting data base; a job that SLURM has forgotten, minutes after its end, is looked up
+with ``sacct`` where there is one, and has no queue state any more elsewhere.
 """
 
 from __future__ import annotations
@@ -60,18 +60,39 @@ def look(run: RunDir) -> QueueState | None:
 
 def ask(job: str) -> QueueState | None:
     """A job; None when no SLURM is here or answers, or SLURM has forgotten it."""
-    program = shutil.which("scontrol")
+    shown = _answer("scontrol", "--oneliner", "show", "job", job)
+    found = parse(job, shown) if shown else None
+    return found or _from_accounts(job)
+
+
+def _from_accounts(job: str) -> QueueState | None:
+    """A job that the controller has forgotten, from the accounting data base where the cluster keeps one."""
+    fields = "--format=State,ExitCode,NodeList"
+    lines = (
+        _answer("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", "--duplicates", fields) or ""
+    ).splitlines()
+    if not lines or lines[-1].count("|") != 2:
+        return None
+    state, code, nodes = lines[-1].split("|")
+    return QueueState(
+        job=job, state=state.split()[0], reason="None", nodes="" if nodes == "None assigned" else nodes,
+        attempt=len(lines) - 1, exit_code=int(code.partition(":")[0]),
+    )  # fmt: skip
+
+
+def _answer(name: str, *arguments: str) -> str | None:
+    """What a command of SLURM's prints; None where it is not here, fails, or gives no answer."""
+    program = shutil.which(name)
     if program is None:
         return None
     try:
-        shown = subprocess.run(
-            [program, "--oneliner", "show", "job", job],
-            capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S, check=False,
-        )  # fmt: skip
+        done = subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S, check=False
+        )
     except subprocess.TimeoutExpired:
-        log.warning("scontrol gave no answer in %s s: the queue's state is not shown", ANSWER_TIMEOUT_S)
+        log.warning("%s gave no answer in %s s: the queue's state is not shown", name, ANSWER_TIMEOUT_S)
         return None
-    return parse(job, shown.stdout) if shown.returncode == 0 else None
+    return done.stdout if done.returncode == 0 else None
 
 
 def parse(job: str, line: str) -> QueueState | None:

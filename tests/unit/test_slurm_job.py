@@ -166,6 +166,21 @@ def test_what_scontrol_says_of_a_job(tmp_path: Path) -> None:
         slurm_queue.cancel(RunDir(tmp_path))
 
 
+def test_a_job_that_slurm_has_forgotten_is_looked_up_in_its_accounts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt of a job that was queued again has a line; the last is the job's."""
+    stand_in(tmp_path / "bin", "exit 0")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    lines = "REQUEUED|0:0|n[1-2]\nCANCELLED by 0|0:15|n[1-2]\n"
+    for name, text in (("scontrol", "exit 1"), ("sacct", f"printf '{lines}'")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    assert str(slurm_queue.ask("4")) == "job 4 CANCELLED on n[1-2], attempt 1, exit code 0"
+    (tmp_path / "bin" / "sacct").write_text("#!/bin/sh\necho accounting storage is disabled >&2; exit 1\n")
+    assert slurm_queue.ask("4") is None
+
+
 def test_flags_are_written_as_set_writes_them() -> None:
     flags = {"comment": 'a: "b" #c', "nodes": 2, "exclusive": False, "setup": ["x"], "qos": None, "mail_type": []}
     assert slurm_submit.as_overrides(flags) == [
