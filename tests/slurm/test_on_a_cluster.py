@@ -156,6 +156,7 @@ def test_at_the_time_limit_and_when_preempted_it_saves_and_is_queued_again(troub
     assert troubled.log().count("queued again") == 2
 
 
+@pytest.mark.timeout(900)  # four attempts, and what SLURM waits for before it believes that a node is gone
 def test_a_hung_rank_a_lost_node_and_a_cut_link_are_survived_with_the_same_bits(
     troubled: Troubled, whole: Path
 ) -> None:
