@@ -7,19 +7,13 @@ at all for a run. Knows no torch and no transformers. Called by `cli` and `surve
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from launcher.data_facts import DataFacts
 from launcher.errors import UserError
 from launcher.recipe import HubData, Recipe
-
-HUB_TIMEOUT_S = 3
-PROXIES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
 
 def _llama(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str, Any]:
@@ -99,15 +93,3 @@ def data_facts(recipe: Recipe) -> DataFacts | None:
         train_rows=data.limit - validation_rows, validation_rows=validation_rows, test_rows=0, labels=labels,
         majority=None, columns=["id", *recipe.task.COLUMNS],
     )  # fmt: skip
-
-
-def stay_offline_without_hub(recipe: Recipe) -> None:
-    """Spare a plan the libraries' retries, a minute of them, if the recipe needs the hub and it cannot be reached."""
-    is_path = recipe.model.source.startswith((".", "/", "~", "package:", "torchvision:"))
-    if (is_path and not isinstance(recipe.data, HubData)) or any(os.environ.get(name) for name in PROXIES):
-        return
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        socket.create_connection((endpoint.hostname or "", endpoint.port or 443), timeout=HUB_TIMEOUT_S).close()
-    except OSError:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")

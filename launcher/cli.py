@@ -83,13 +83,13 @@ def plan(
 
     Ends with code 3 if a stage does not fit the GPUs.
     """
-    from launcher import assumed, cluster, memory_table, plan_table, recipe_io
+    from launcher import cluster, hub_access, memory_table, plan_table, recipe_io
     from launcher.errors import EnvironmentProblem
     from launcher.plan import plan_json
 
     checked, origins = recipe_io.load_with_origins(recipe, overrides or ())
     machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks)
-    assumed.stay_offline_without_hub(checked)
+    hub_access.stay_offline_if_unreachable(checked)
     from launcher import survey  # takes seconds to import: mistakes that need no model or data are told before
 
     with survey.foresee(checked, recipe.resolve().parent, machines, origins, model_config) as seen:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher import data, tasks
+from launcher import data, hub_access, tasks
 from launcher.batches import evaluation_batches
 from launcher.errors import UserError
 from launcher.evaluation import evaluate as measure
@@ -35,6 +35,7 @@ def evaluate(run_dir: RunDir, split: str = "validation") -> dict[str, float]:
     plan = _plan(run_dir)
     module, task = _loaded(run_dir, plan)
     recipe = plan.recipe
+    hub_access.stay_offline_if_unreachable(recipe)
     splits = data.load(recipe.data, recipe.task, Path(plan.recipe_dir))
     rows = {"train": splits.train, "validation": splits.validation, "test": splits.test}.get(split)
     if rows is None:

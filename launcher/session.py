@@ -20,7 +20,7 @@ from typing import IO, Any, Literal
 from pydantic import ValidationError
 
 from launcher import cluster as clusters
-from launcher import recipe_io, split_stages
+from launcher import hub_access, recipe_io, split_stages
 from launcher.cluster import Cluster
 from launcher.errors import UserError
 from launcher.plan import RunPlan
@@ -65,6 +65,7 @@ def open_run(
     run = RunDir(run_dir or RUNS / recipe.name)
     if run.plan.is_file() and not _is_replaceable(run, recipe):
         return _reopened(run, ranks, from_environment)
+    hub_access.stay_offline_if_unreachable(recipe)
     from launcher import survey  # imports torch, transformers and datasets
 
     plan = survey.prepare(recipe, recipe_path.resolve().parent, _cluster(ranks, from_environment), origins)
@@ -230,6 +231,7 @@ def _reopened(run: RunDir, ranks: int | None, from_environment: bool) -> Session
         plan = split_stages.planned_for(run, plan, _cluster(ranks, from_environment))
     _refuse_other_cluster(run, plan, ranks, from_environment)
     lock(run)
+    hub_access.stay_offline_if_unreachable(plan.recipe)
     _announce(run, plan, from_environment)
     return Session(run.path, plan, "unfinished")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from launcher import hub_access
 from launcher.errors import DataError, EnvironmentProblem
 from launcher.file_locations import existing_path, matching_files
 from launcher.recipe import Files, HubData, ImageFolderData, TableData
@@ -146,20 +147,61 @@ def _read_hub(data: HubData, wanted: list[Wanted]) -> dict[str, Table]:
     where = f"hub dataset {data.dataset}" + (f" ({data.config})" if data.config else "")
     datasets.disable_progress_bars()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    try:
-        found = datasets.load_dataset(data.dataset, data.config, revision=data.revision)
-    except (FileNotFoundError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"data.dataset: {where}: {error}") from error
-    except ConnectionError as error:
-        raise EnvironmentProblem(f"{where}: the hub cannot be reached and the cache has no copy: {error}") from error
-    except ValueError as error:  # an unknown configuration
-        raise DataError(f"data.config: {where}: {error}") from error
+    is_folder = Path(data.dataset).is_dir()  # which `datasets` takes too
+    found = _cached_hub(data, where) if hub_access.is_offline() and not is_folder else _asked_hub(data, where)
     named: dict[str, str] = dict(data.splits.items()) or {split: split for split in SPLITS if split in found}
     asked = {"train": "train", **named}
     for ours, theirs in asked.items():
         if theirs not in found:
             raise DataError(f"data.splits.{ours}: {where} has no split {theirs!r}; it has: {', '.join(found)}")
     return {split: _hub_split(found[theirs], wanted, where) for split, theirs in asked.items()}
+
+
+def _asked_hub(data: HubData, where: str) -> Any:
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(data.dataset, data.config, revision=data.revision)
+        if builder.name == "cache":  # the library gave the hub up, and would take what it prepared last
+            return _cached_hub(data, where)
+        builder.download_and_prepare()
+        return builder.as_dataset()
+    except Exception as error:
+        if refused := hub_access.refusal(error, "data.dataset", data.dataset, data.revision):
+            raise refused from error
+        if hub_access.is_unreachable(error):
+            raise EnvironmentProblem(
+                f"data.dataset: {where}: the hub cannot be reached and its cache has no copy; go online once to fill "
+                f"it ({str(error).splitlines()[0]})"
+            ) from error
+        if isinstance(error, (FileNotFoundError, datasets.exceptions.DatasetsError)):
+            raise DataError(f"data.dataset: {where}: {error}") from error
+        if isinstance(error, ValueError):  # an unknown configuration
+            raise DataError(f"data.config: {where}: {error}") from error
+        raise
+
+
+def _cached_hub(data: HubData, where: str) -> Any:
+    """What an earlier run prepared of this very revision; without the hub `datasets` itself takes any, the newest."""
+    import datasets
+    from datasets.naming import camelcase_to_snakecase
+    from datasets.packaged_modules.cache.cache import Cache
+
+    *owner, name = data.dataset.split("/")
+    root = Path(datasets.config.HF_DATASETS_CACHE) / "___".join([*owner, camelcase_to_snakecase(name)])
+    commit = hub_access.cached_commit("dataset", data.dataset, data.revision)
+    prepared = sorted(root.glob(f"{data.config or '*'}/*/{commit}")) if commit else []
+    if not prepared:
+        raise EnvironmentProblem(
+            f"data.dataset: {where}: the hub cannot be reached and its cache has no copy of revision "
+            f"{data.revision or 'main'}; go online once to fill it"
+        )
+    config, version, _ = prepared[0].parts[-3:]
+    if len(prepared) > 1:
+        raise DataError(
+            f"data.config: {where}: its cache holds {', '.join(path.parts[-3] for path in prepared)}; name one"
+        )
+    return Cache(repo_id=data.dataset, dataset_name=name, config_name=config, version=version, hash=commit).as_dataset()
 
 
 def _hub_split(dataset: Any, wanted: list[Wanted], where: str) -> Table:

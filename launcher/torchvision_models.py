@@ -130,12 +130,26 @@ def _download(model: Model) -> tuple[dict[str, torch.Tensor], str]:
     name = model.source.removeprefix(PREFIX)
     try:
         pretrained = torchvision.models.get_model(name, weights="DEFAULT", progress=False)
-    except (OSError, RuntimeError) as error:
-        raise EnvironmentProblem(
-            f"model.weights: pretrained: torchvision could not download the weights of {name}: {error}; "
-            "set model.weights to the path of a state dict, or to random"
-        ) from error
+    except Exception as error:  # torch.load raises what a damaged file makes it raise
+        raise _failed_download(name, error) from error
     return pretrained.state_dict(), model.source
+
+
+def _failed_download(name: str, error: Exception) -> EnvironmentProblem:
+    """torch checks what it downloads against the hash in the file's name, but not what lies in its cache."""
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    what = f"model.weights: pretrained: the weights of {name}"
+    if kept.exists():
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return EnvironmentProblem(f"{what}: {kept} is damaged ({said}); delete it, and it is downloaded again")
+    instead = f"put the file there as {kept}, or set model.weights to the path of a state dict, or to random"
+    if "invalid hash value" in str(error):
+        return EnvironmentProblem(
+            f"{what}: what came from {url} is not that file ({error}), and was not kept: the download was cut short "
+            f"or a proxy answered in its place; try again, or {instead}"
+        )
+    return EnvironmentProblem(f"{what} could not be downloaded from {url}: {error}; {instead}")
 
 
 def _categories(model: Model) -> list[str]:

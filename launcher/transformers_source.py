@@ -18,6 +18,7 @@ from typing import Any
 import transformers
 from transformers.utils import logging as transformers_logging
 
+from launcher import hub_access
 from launcher.errors import EnvironmentProblem, UserError
 from launcher.file_locations import PACKAGE_PREFIX, existing_path
 from launcher.recipe import Model
@@ -103,10 +104,13 @@ def explained(model: Model) -> Iterator[None]:
         yield
     except OSError as error:
         text = str(error)
-        if "connect" in text or "offline" in text:
+        if refused := hub_access.refusal(error, "model.source", model.source, model.revision):
+            raise refused from error
+        is_incomplete = hub_access.is_offline() and text.startswith(f"{model.source} does not appear to have")
+        if is_incomplete or hub_access.is_unreachable(error):
             raise EnvironmentProblem(
-                f"{what}: the hub cannot be reached and its cache does not hold the model; give a folder, or go online "
-                f"once to fill the cache ({text.splitlines()[0]})"
+                f"{what}: the hub cannot be reached and its cache does not hold all of the model; give a folder, or go "
+                f"online once to fill the cache ({text.splitlines()[0]})"
             ) from error
         raise UserError(
             f"{what} cannot be loaded: {text.splitlines()[0]}; check the name, revision and files"

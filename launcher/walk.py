@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from launcher import checkpoint, data, distributed, export, models, orphans, session, split_stages, tasks
+from launcher import checkpoint, data, distributed, export, hub_access, models, orphans, session, split_stages, tasks
 from launcher.checkpoint import Best, Position, Saved
 from launcher.distributed import Runtime
 from launcher.errors import EnvironmentProblem, UserError
@@ -68,6 +68,7 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
             "check the driver and that torch is a CUDA build, or hide the GPUs with CUDA_VISIBLE_DEVICES= and plan anew"
         )
     recipe, recipe_dir = plan.recipe, Path(plan.recipe_dir)
+    hub_access.stay_offline_if_unreachable(recipe)
     splits = data.load(recipe.data, recipe.task, recipe_dir)
     if found := splits.facts().differences(plan.data):
         raise UserError(
