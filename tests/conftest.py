@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,9 @@ os.environ |= {
     "WANDB_SILENT": "true",
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
+    # The flags of DeepSpeed's operators have the environment's path in them: environments that share a cache build anew
+    # whenever another has had its turn.
+    "TORCH_EXTENSIONS_DIR": str(CACHE / "torch_extensions" / hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]),
     "COLUMNS": "120",
     "NO_COLOR": "1",
 }

@@ -37,7 +37,7 @@ def recipe(folder: Path, stages: list[dict[str, Any]], **changes: Any) -> Path:
         "model": {"source": MINILM, "head": {"init": "xavier_uniform"}, "dropout": 0.0},
         "data": TWEETS,
         "batch": {"global_size": 8, "micro_size": 2},
-        "optimizer": {"kind": "adamw", "implementation": "torch", "learning_rate": 1.0e-4},
+        "optimizer": {"kind": "adamw", "learning_rate": 1.0e-4},
         "clip_grad_norm": 1.0,
         "tracking": {"log_every": 1},
         "stages": stages,
@@ -72,6 +72,18 @@ def thawline(*arguments: str | Path, check: bool = True, timeout_s: float = 480)
     )
     assert not check or done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
     return done
+
+
+def walks(*runs: tuple[Path, Sequence[str], Path], ranks: int = 2) -> None:
+    """Train several (recipe, overrides, run directory) in turn, under torchrun by ranks that are started once."""
+    turns = json.dumps([[str(file), [*overrides], str(run_dir)] for file, overrides, run_dir in runs])
+    script = Path(__file__).with_name("walks_on_ranks.py")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), str(script), turns]
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=580, check=False, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
 
 
 def start(command: Sequence[str | Path]) -> subprocess.Popen[str]:

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from running import THAWLINE, kill, metrics, recipe, start, thawline, tiny_bert, weights
+from running import THAWLINE, kill, metrics, recipe, start, thawline, tiny_bert, walks, weights
 
 STEPS = 8
 KILLS = 2
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 
 
 def stages(strategy: str) -> list[dict[str, Any]]:
@@ -50,10 +51,17 @@ def wait_for_step(run: Path, process: Any, count: int, timeout_s: float = 120) -
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
-def test_killed_and_resumed_run_ends_with_the_same_bits(tmp_path: Path, strategy: str) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Strategy -> a run that nothing interrupted."""
+    folders = {strategy: tmp_path_factory.mktemp(strategy) for strategy in STRATEGIES}
+    walks(*((write(folder, strategy), [], folder / "whole") for strategy, folder in folders.items()))
+    return {strategy: folder / "whole" for strategy, folder in folders.items()}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_killed_and_resumed_run_ends_with_the_same_bits(whole: dict[str, Path], tmp_path: Path, strategy: str) -> None:
     file = write(tmp_path, strategy)
-    thawline("run", file, "--ranks", "2", "--run-dir", tmp_path / "whole")
     run = tmp_path / "killed"
     chosen = sorted(random.Random(strategy).sample(range(1, 2 * STEPS), KILLS))
     for number, step in enumerate(chosen):
@@ -62,20 +70,21 @@ def test_killed_and_resumed_run_ends_with_the_same_bits(tmp_path: Path, strategy
         wait_for_step(run, process, step)
         kill(process)
     thawline("resume", run)
-    expected, found = weights(tmp_path / "whole"), weights(run)
+    expected, found = weights(whole[strategy]), weights(run)
     assert expected.keys() == found.keys()
     different = [name for name, value in expected.items() if not torch.equal(value, found[name])]
     assert not different, f"killed at {chosen}"
     timeless = [
         [{k: v for k, v in line.items() if not k.endswith(("_second", "_bytes", "time"))} for line in metrics(path)]
-        for path in (tmp_path / "whole", run)
+        for path in (whole[strategy], run)
     ]
     assert timeless[0] == timeless[1]
 
 
-def test_stop_signal_saves_and_exits_75_and_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+def test_stop_signal_saves_and_exits_75_and_a_damaged_checkpoint_is_passed_over(
+    whole: dict[str, Path], tmp_path: Path
+) -> None:
     file = write(tmp_path, "zero2")
-    thawline("run", file, "--ranks", "2", "--run-dir", tmp_path / "whole")
     run = tmp_path / "stopped"
     process = start([*THAWLINE, "run", str(file), "--ranks", "2", "--run-dir", str(run)])
     wait_for_step(run, process, 3)
@@ -92,7 +101,7 @@ def test_stop_signal_saves_and_exits_75_and_a_damaged_checkpoint_is_passed_over(
     resumed = thawline("resume", run)
     logs = "".join(path.read_text() for path in (run / "logs").glob("rank-0.log*"))
     assert f"{newest.name} is damaged" in logs + resumed.stdout + resumed.stderr
-    expected = weights(tmp_path / "whole")
+    expected = weights(whole["zero2"])
     assert all(torch.equal(value, expected[name]) for name, value in weights(run).items())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import ROOT, metrics, proof, recipe, thawline, weights
+from running import ROOT, metrics, proof, recipe, thawline, walks, weights
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 STAGES: list[dict[str, Any]] = [
@@ -93,6 +93,9 @@ def test_the_export_is_the_best_evaluation_and_evaluate_finds_its_metric_again(r
     assert answer["label"] in ("negative", "neutral", "positive")
 
 
+OVERRIDES = ["data.limit=60", "data.split.validation=0.1"]
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same two stages under every sharding on two ranks, and on one rank with twice the accumulation."""
@@ -107,11 +110,11 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ]
         runs[kind] = folder / kind.replace(" ", "-")
         runs[kind].mkdir()
-        data = {"limit": 60, "split.validation": 0.1}
-        file = recipe(runs[kind], stages, evaluate={"every": "end"})
-        ranks = "1" if kind == "one rank" else "2"
-        overrides = [part for key, value in data.items() for part in ("--set", f"data.{key}={value}")]
-        thawline("run", file, "--ranks", ranks, "--run-dir", runs[kind] / "run", *overrides)
+        recipe(runs[kind], stages, evaluate={"every": "end"})
+    turns = {kind: (path / "recipe.yaml", OVERRIDES, path / "run") for kind, path in runs.items()}
+    alone = turns.pop("one rank")
+    walks(*turns.values())
+    walks(alone, ranks=1)
     return {kind: path / "run" for kind, path in runs.items()}
 
 
@@ -131,7 +134,7 @@ def test_every_sharding_and_one_rank_end_with_the_same_weights(straight: dict[st
 
 
 LAUNCHERS = {
-    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "launcher.worker"],
+    "thawline": ["-m", "launcher", "run", "--ranks", "2"],
     "accelerate": [
         "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
         "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "launcher.worker",
@@ -141,8 +144,9 @@ LAUNCHERS = {
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_other_launchers_give_the_same_bits(straight: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """Those of torchrun's ranks, which had trained under other shardings before."""
     file = straight["zero2"].parent / "recipe.yaml"
-    overrides = ["--set", "data.limit=60", "--set", "data.split.validation=0.1"]
+    overrides = [part for change in OVERRIDES for part in ("--set", change)]
     command = [sys.executable, *LAUNCHERS[name], str(file), "--run-dir", str(tmp_path / "run"), *overrides]
     done = subprocess.run(command, capture_output=True, text=True, timeout=480, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
