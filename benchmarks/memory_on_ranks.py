@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher import activations, backends, distributed, fit, models, optim, plan, stages
+from launcher import activations, backends, distributed, fit, models, optim, plan, recompute, stages
+from launcher.alike_blocks import SavedTensors
 from launcher.backends import Parts
 from launcher.cluster import Cluster
 from launcher.data_facts import DataFacts
@@ -40,6 +41,7 @@ def planned(case: dict[str, Any], ranks: int) -> tuple[plan.RunPlan, ModelFacts]
         "name": "one", "train": case["train"], "steps": 1, "precision": case["precision"],
         "batch": {"global_size": 2 * micro_size * ranks, "micro_size": micro_size},
         "optimizer": case["optimizer"], "sharding": {"strategy": case["strategy"]},
+        "gradient_checkpointing": case.get("gradient_checkpointing", False),
     }  # fmt: skip
     recipe = Recipe.model_validate_json(json.dumps(written | {"stages": [stage]}))
     is_lm = recipe.task.kind == "causal-lm"
@@ -51,7 +53,7 @@ def planned(case: dict[str, Any], ranks: int) -> tuple[plan.RunPlan, ModelFacts]
 
 
 def filled(run: plan.RunPlan, sharding: AbstractContextManager[Any] | None) -> nn.Module:
-    """The model of a case with the same value everywhere."""
+    """The model of a case with values that stand for weights; a sharded parameter's are others than a whole one's."""
     recipe, stage = run.recipe, run.stages[0]
     module = models.skeleton(recipe.model, recipe.task, run.labels, Path(), sharding)
     if sharding is None:
@@ -59,8 +61,11 @@ def filled(run: plan.RunPlan, sharding: AbstractContextManager[Any] | None) -> n
         getattr(module, "tie_weights", lambda: None)()  # what was one parameter has become two
     with torch.no_grad():
         for parameter in module.parameters():
-            getattr(parameter, "ds_tensor", parameter).data.fill_(VALUE)
+            here = getattr(parameter, "ds_tensor", parameter).data
+            here.copy_(torch.arange(here.numel()).sin().mul(0.05).view(here.shape))
     stages.apply(module, stage)
+    if stage.settings.gradient_checkpointing:
+        recompute.enable(module)
     stages.set_modes(module, stage)
     return module
 
@@ -79,12 +84,16 @@ def predicted(run: plan.RunPlan, facts: ModelFacts, inputs: dict[str, torch.Tens
         "cpu",
         stage.settings.precision,
         is_cast=stage.zero_stage > 0,
+        checkpoints=stage.settings.gradient_checkpointing is True,
     )
     return dataclasses.asdict(states) | {"activations": counted.saved}
 
 
-def measured(run: plan.RunPlan, runtime: distributed.Runtime, inputs: dict[str, torch.Tensor]) -> dict[str, int]:
-    """The bytes that this rank really holds: gradients between two micro-batches, the rest after the step."""
+def measured(
+    run: plan.RunPlan, runtime: distributed.Runtime, inputs: dict[str, torch.Tensor]
+) -> tuple[dict[str, int], list[str]]:
+    """The bytes that this rank really holds: gradients between two micro-batches, the rest after the step; and the
+    digests of what it computed."""
     stage = run.stages[0]
     engine = backends.build(
         Parts(
@@ -94,21 +103,27 @@ def measured(run: plan.RunPlan, runtime: distributed.Runtime, inputs: dict[str, 
         )
     )  # fmt: skip
     gradients = saved_bytes = 0
+    computed: list[tuple[str, torch.Tensor]] = []
+    distributed.seed_step(0, 0, 0, runtime.rank)  # the dropout of cases that are alike is the same
     for last in (False, True):
-        saved = activations.SavedTensors(engine.module)
+        saved = SavedTensors(engine.module)
         with engine.accumulate(last=last):
             with saved:
                 outputs = engine.forward(inputs)
                 logits = getattr(outputs, "logits", outputs)
-            engine.backward(logits.float().pow(2).mean())
+            loss = logits.float().pow(2).mean()
+            computed.append((f"loss {last}", loss.detach().clone()))
+            engine.backward(loss)
         if not last:
             gradients, saved_bytes = engine.held()["gradients"], saved.num_bytes
     engine.step()
     held = engine.held()
+    computed += [(name, value.clone()) for name, value in engine.parameters()]
+    computed += [(name, buffer.clone()) for name, buffer in engine.module.named_buffers()]
     engine.close()
     # Under ZeRO-3 autograd saves the gathered weights too, which no parameter holds later: they are counted as live.
     activated = {"activations": saved_bytes} if stage.zero_stage < 3 else {}
-    return held | {"gradients": gradients} | activated
+    return held | {"gradients": gradients} | activated, list(stages.digests(computed).values())
 
 
 sizes: dict[str, tuple[int, ...]] = {}
@@ -125,9 +140,10 @@ def main() -> None:
             spec = models.processor(run.recipe.model, run.recipe.task, Path())
         inputs = activations.inputs_of(run.recipe.task, spec, case["micro_size"], case["length"])
         of_all_ranks = runtime.gather(measured(run, runtime, inputs))
-        most = {name: max(one[name] for one in of_all_ranks) for name in of_all_ranks[0]}
+        most = {name: max(one[name] for one, _ in of_all_ranks) for name in of_all_ranks[0][0]}
         if runtime.is_first:
-            report.append(case | {"predicted": predicted(run, facts, inputs), "measured": most})
+            computed = [digests for _, digests in of_all_ranks]
+            report.append(case | {"predicted": predicted(run, facts, inputs), "measured": most, "computed": computed})
     if runtime.is_first:
         Path(sys.argv[2]).write_text(json.dumps(report))
     runtime.barrier()

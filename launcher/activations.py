@@ -1,8 +1,9 @@
 """What a forward pass keeps for the backward: counted exactly, for any model, without weights and without a GPU.
 
 Owns the run of a model on fake tensors, which have shapes and dtypes and no memory, under hooks that see every tensor
-autograd saves. So widths, heads, frozen layers, autocast and checkpointing need no table of architectures. The result
-is compared with real passes in tests/unit/test_activations.py. Called by `survey`; `memory` does arithmetic with it.
+autograd saves. So widths, heads, frozen layers, autocast and checkpointing need no table of architectures. Of blocks
+that are alike two run, and the others are taken to be as the second (see `alike_blocks`). The result is compared with
+real passes in tests/unit/test_activations.py. Called by `survey`; `memory_peak` does arithmetic with it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
+from launcher import recompute
+from launcher.alike_blocks import SavedTensors, standing_in
 from launcher.image_spec import ImageSpec
 from launcher.memory_peak import Activations, NotCounted
 from launcher.recipe import ImageClassification, Task
@@ -27,18 +30,20 @@ IMAGE_SIDE = 224
 
 
 def count(
-    module: nn.Module, inputs: Callable[[], dict[str, torch.Tensor]], device: Device, precision: str, *, is_cast: bool
-) -> Activations:
+    module: nn.Module, inputs: Callable[[], dict[str, torch.Tensor]], device: Device, precision: str, *,
+    is_cast: bool, checkpoints: bool = False,
+) -> Activations:  # fmt: skip
     """Bytes that the forward pass of one micro-batch saves, for a module whose ``requires_grad`` and modes are set.
 
-    The module is left on fake tensors. Nothing is counted that a parameter or buffer holds anyway; what autocast makes
-    of a weight is, since it lives as long.
+    The module is left on fake tensors, and may be counted again. Nothing is counted that a parameter or buffer holds
+    anyway; what autocast makes of a weight is, since it lives as long.
 
     Args:
         inputs: makes the keyword arguments of the module on the default device.
         device: whose kernels run. ``cuda`` needs no GPU; its attention is taken to be a fused kernel (see `_Fused`).
         precision: fp32, bf16 or fp16.
         is_cast: the module itself is in ``precision`` (ZeRO), instead of computing in it under autocast (ddp).
+        checkpoints: with gradient checkpointing, which the model must have: see `recompute.refusal`.
 
     Raises:
         NotCounted: the model asks for the values of a tensor, or for something that only real tensors have.
@@ -51,8 +56,9 @@ def count(
         if is_cast:
             arguments = {key: _cast(value, dtype) for key, value in arguments.items()}
         saved = SavedTensors(module)
+        checkpointed = _checkpointed(module, saved) if checkpoints else nullcontext()
         try:
-            with _fused_attention(device), saved, low:
+            with checkpointed, _fused_attention(device), standing_in(module, saved), saved, low:
                 outputs = module(**arguments)
         except Exception as error:  # whatever a model's own code makes of tensors without values
             what = str(error).strip().splitlines()[:1]
@@ -60,7 +66,8 @@ def count(
         logits = getattr(outputs, "logits", outputs)
         buffers = sum(buffer.untyped_storage().nbytes() for buffer in module.buffers())
         return Activations(
-            saved=saved.num_bytes, largest=saved.largest, logits=logits.numel() if logits.requires_grad else 0,
+            saved=saved.num_bytes, recomputed=saved.recomputed, largest=saved.largest,
+            logits=logits.numel() if logits.requires_grad else 0,
             logits_forward=logits.numel() * max(logits.element_size(), 4), buffers=buffers,
         )  # fmt: skip
 
@@ -113,28 +120,24 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
-    """Collects the storages that autograd saves, each once, without those of the module's own tensors."""
+@contextmanager
+def _checkpointed(module: nn.Module, saved: SavedTensors) -> Iterator[None]:
+    """Blocks leave in ``saved`` what they were given; what they save themselves comes back in the backward, in turn."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._own = [t.untyped_storage() for t in (*module.parameters(), *module.buffers())]
-        self._own_ids = {storage._cdata for storage in self._own}
-        self._storages: dict[int, torch.UntypedStorage] = {}
-        super().__init__(self._keep, lambda tensor: tensor)
+    def run(forward: Any, *given: Any) -> Any:
+        saved.add([*given, *getattr(forward, "keywords", {}).values()])
+        saved.inner = inner = SavedTensors(module, saved)
+        with inner:
+            outputs = forward(*given)
+        saved.inner = None
+        saved.recomputed, saved.largest = max(saved.recomputed, inner.num_bytes), max(saved.largest, inner.largest)
+        return outputs
 
-    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._own_ids:
-            self._storages[storage._cdata] = storage
-        return tensor
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(storage.nbytes() for storage in self._storages.values())
-
-    @property
-    def largest(self) -> int:
-        return max((storage.nbytes() for storage in self._storages.values()), default=0)
+    recompute.enable(module, run)
+    try:
+        yield
+    finally:
+        recompute.disable(module)
 
 
 @contextmanager

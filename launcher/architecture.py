@@ -94,6 +94,18 @@ def torchvision_layers(module: nn.Module, head: Sequence[str]) -> tuple[Block, .
     return _nested_children(module, "", head)
 
 
+def torchvision_residual_blocks(module: nn.Module) -> tuple[str, ...]:
+    """Names of the blocks that gradient checkpointing computes again: of ResNets those inside ``layer1`` to ``layer4``,
+    of a network that is mostly a list of equal blocks those blocks. Empty for others."""
+    children = dict(module.named_children())
+    if {"conv1", "bn1", "layer1", "layer4"} <= children.keys():
+        stages = [name for name in children if name.startswith("layer")]
+        return tuple(f"{stage}.{name}" for stage in stages for name, _ in children[stage].named_children())
+    repeated = _largest_list(module, (nn.ModuleList, nn.Sequential))
+    is_most = _numel(module, repeated) > _numel(module, [""]) / 2
+    return tuple(block.removesuffix(".") for block in repeated) if is_most else ()
+
+
 def _nested_children(module: nn.Module, prefix: str, head: Sequence[str]) -> tuple[Block, ...]:
     total = _numel(module, [""])
     blocks: list[Block] = []

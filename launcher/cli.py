@@ -83,6 +83,8 @@ def plan(
 
     Ends with code 3 if a stage does not fit the GPUs.
     """
+    import gc
+
     from launcher import cluster, hub_access, memory_table, plan_table, recipe_io
     from launcher.errors import EnvironmentProblem
     from launcher.plan import plan_json
@@ -90,7 +92,11 @@ def plan(
     checked, origins = recipe_io.load_with_origins(recipe, overrides or ())
     machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks)
     hub_access.stay_offline_if_unreachable(checked)
+    gc.disable()  # it would look through all that is imported, again and again: an eighth of the command's time
     from launcher import survey  # takes seconds to import: mistakes that need no model or data are told before
+
+    gc.freeze()
+    gc.enable()
 
     with survey.foresee(checked, recipe.resolve().parent, machines, origins, model_config) as seen:
         for assumption in seen.assumptions:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher import backends, models, optim, stages
+from launcher import backends, models, optim, recompute, stages
 from launcher.backends import Engine, Parts
 from launcher.checkpoint import Saved
 from launcher.plan import StagePlan
@@ -35,6 +35,8 @@ def open_stage(run: Run, stage: StagePlan, start: Saved) -> Engine:
         module = models.skeleton(recipe.model, recipe.task, run.plan.labels, run.recipe_dir, sharding)
         load_weights(module, start.model, sharded=sharding is not None)
         stages.apply(module, stage)
+        if stage.settings.gradient_checkpointing:
+            recompute.enable(module)
         return module
 
     def start_tensor(name: str) -> torch.Tensor:

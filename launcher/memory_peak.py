@@ -35,6 +35,8 @@ class Activations:
 
     saved: int = 0
     """Bytes that autograd keeps for the backward."""
+    recomputed: int = 0
+    """Under gradient checkpointing: bytes besides, of the block that keeps most, while its backward runs."""
     largest: int = 0
     """Bytes of the largest tensor among them."""
     logits: int = 0
@@ -53,14 +55,14 @@ class MemoryPlan(BaseModel):
     peak_bytes: int
     """The largest of ``moments``."""
     peak_at: str
-    """Which of them: backward, step or evaluation."""
+    """Which of them: backward, recomputation, step or evaluation."""
     parameters_bytes: int
     gradients_bytes: int
     master_bytes: int
     """fp32 copies of trained parameters."""
     optimizer_bytes: int
     activations_bytes: int
-    """What autograd saves in one micro-batch, without the loss."""
+    """What autograd saves in one micro-batch, without the loss; of checkpointed blocks only the largest one's."""
     logits_bytes: int
     """The loss over the labels or the vocabulary, and its gradients."""
     buffers_bytes: int
@@ -79,6 +81,7 @@ def plan_memory(states: ModelStates, activations: Activations, evaluated_batches
     - backward: at its beginning, when all activations and the loss are there, and gradients of earlier micro-batches.
       Gradients take the place of activations after that; for a lone micro-batch under ddp on one rank or zero1, whose
       gradients come into being meanwhile, both are counted whole, which is too much by the smaller of the two at most.
+    - recomputation, under gradient checkpointing: the loss is gone, and one block's activations are there again.
     - step: no activations; the gradients in the form in which the optimizer reads them.
     - evaluation: no activations and no gradients but those that are never freed; ``evaluated_batches`` times the
       logits, as they come, in fp32 and through the log-softmax. 0 without an evaluation.
@@ -99,6 +102,9 @@ def plan_memory(states: ModelStates, activations: Activations, evaluated_batches
         "step": kept
         | {"gradients": states.step_gradients, "buffers": states.kept_buckets + states.live + activations.buffers},
     }
+    if activations.recomputed:
+        again = {"activations": activations.saved + activations.recomputed, "logits": 0}
+        moments["recomputation"] = moments["backward"] | again
     if evaluated_batches:
         moments["evaluation"] = kept | {
             "gradients": states.gradients if states.keeps_gradients else 0,
@@ -118,7 +124,7 @@ def plan_memory(states: ModelStates, activations: Activations, evaluated_batches
         gradients_bytes=max(states.gradients, states.step_gradients),
         master_bytes=states.masters,
         optimizer_bytes=states.optimizer,
-        activations_bytes=activations.saved,
+        activations_bytes=activations.saved + activations.recomputed,
         logits_bytes=max(logits, moments.get("evaluation", {}).get("logits", 0)),
         buffers_bytes=max(parts["buffers"] for parts in moments.values()),
         margin_bytes=moments[peak_at]["margin"],

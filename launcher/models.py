@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def facts(model: Model, task: Task, num_labels: int | None, recipe_dir: Path) ->
     """
     labels = [f"LABEL_{index}" for index in range(num_labels)] if num_labels is not None else None
     blueprint = _blueprint(model, task, labels, recipe_dir)
-    module = _empty(blueprint)
+    module = _empty(blueprint, with_buffers=False)
     head = blueprint.head_of(module)
     if model.head.init != "default":
         _require_own_head(model, task, module)
@@ -163,6 +163,15 @@ def skeleton(
     return module
 
 
+def outline(model: Model, task: Task, labels: list[str] | None, recipe_dir: Path) -> nn.Module:
+    """As `skeleton`, sooner, and the values of its buffers mean nothing: for who looks at shapes alone."""
+    blueprint = _blueprint(model, task, labels, recipe_dir)
+    module = _empty(blueprint, with_buffers=False)
+    if blueprint.config is not None:
+        transformers_models.set_padding(module, task, model, recipe_dir)
+    return module
+
+
 def _blueprint(model: Model, task: Task, labels: list[str] | None, recipe_dir: Path) -> _Blueprint:
     if _is_torchvision(model):
         torchvision_models.network_name(model, task)
@@ -170,13 +179,14 @@ def _blueprint(model: Model, task: Task, labels: list[str] | None, recipe_dir: P
     return _Blueprint(model, task, labels, transformers_models.configuration(model, task, labels, recipe_dir))
 
 
-def _empty(blueprint: _Blueprint) -> nn.Module:
+def _empty(blueprint: _Blueprint, *, with_buffers: bool = True) -> nn.Module:
     """Parameters on the meta device, buffers as the library computes them.
 
     ``set_zero3_state``: an Accelerate plugin, of an earlier stage even, makes transformers believe that ZeRO-3 is on,
     and it would open a ``zero.Init`` of its own.
     """
-    with _unseen_randomness(DEFAULT_SEED), set_zero3_state(), init_empty_weights(include_buffers=False):
+    values = nullcontext() if with_buffers else no_init_weights()
+    with _unseen_randomness(DEFAULT_SEED), set_zero3_state(), init_empty_weights(include_buffers=False), values:
         module = blueprint.build()
     _tie(module)
     return module

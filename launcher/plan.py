@@ -178,6 +178,7 @@ def _resolve_stage(index: int, stage: Stage, cluster: Cluster, model: ModelFacts
             "precision": resolve_precision(stage, cluster),
             "batch": stage.batch.model_copy(update={"micro_size": batch.micro_size}),
             "sharding": stage.sharding.model_copy(update={"strategy": resolve_strategy(stage)}),
+            "gradient_checkpointing": stage.gradient_checkpointing is True,  # auto: `fit` turns it on where it must
             "checkpoint": stage.checkpoint.model_copy(update={"every": checkpoint_every}),
             "evaluate": stage.evaluate.model_copy(
                 update={"micro_size": stage.evaluate.micro_size or 2 * batch.micro_size}
@@ -281,6 +282,7 @@ def _stage_json(stage: StagePlan) -> dict[str, Any]:
         "parameters": {"trainable": stage.trainable, "frozen": stage.frozen},
         "groups": [group.model_dump(exclude={"names"}) for group in stage.groups],
         "sharding": stage.settings.sharding.model_dump(),
+        "gradient_checkpointing": stage.settings.gradient_checkpointing,
         "batch": {
             "global": stage.batch.global_size,
             "micro": stage.batch.micro_size,

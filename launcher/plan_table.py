@@ -47,6 +47,7 @@ def _stages(plan: RunPlan) -> Table:
 def _stage_row(stage: StagePlan) -> tuple[Text, ...]:
     settings, batch = stage.settings, stage.batch
     offload = f", offload {settings.sharding.offload}" if settings.sharding.offload != "none" else ""
+    again = ", checkpointed" if settings.gradient_checkpointing else ""
     warmup = f", warm-up {settings.schedule.warmup:.0%}" if settings.schedule.warmup else ""
     cells = (
         stage.name,
@@ -56,7 +57,7 @@ def _stage_row(stage: StagePlan) -> tuple[Text, ...]:
         f"{stage.steps:,}",
         f"{stage.steps / stage.steps_per_epoch:.4g}" if stage.steps_per_epoch else "",
         f"{batch.global_size} = {batch.micro_size} x {batch.accumulation} x {batch.ranks}",
-        f"{settings.sharding.strategy}{offload}",
+        f"{settings.sharding.strategy}{offload}{again}",
         settings.precision,
         f"{settings.schedule.kind}{warmup}",
     )

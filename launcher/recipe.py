@@ -322,6 +322,9 @@ class StageSettings(Strict):
     slurm: Slurm = Slurm()
     """What `thawline submit` asks SLURM for. It changes nothing in the training, so a run may go on under another. One
     stage's own needs ``--split-stages``, which makes each stage a job of its own."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Compute activations of the blocks that train a second time, in the backward, instead of keeping them: less memory
+    for about a third more computation, and the same bits. auto: only where a stage does not fit its GPUs otherwise."""
 
 
 class Stage(StageSettings):

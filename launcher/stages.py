@@ -128,7 +128,8 @@ def set_modes(module: nn.Module, stage: StagePlan) -> None:
 
     A module trains if any parameter in it does. One without parameters, such as a dropout, goes with the nearest module
     around it that has some: so dropout is off inside a frozen block and on in the one above it that trains.
-    Norms with running statistics follow ``stage.batch_norm``.
+    Norms with running statistics follow ``stage.batch_norm``. A language model keeps no keys and values of the tokens
+    it has seen: nothing is generated, and a block that runs twice (`recompute`) would add its own twice.
     """
     batch_norm = stage.settings.batch_norm
     for child, trains in _trains(module).items():
@@ -136,6 +137,8 @@ def set_modes(module: nn.Module, stage: StagePlan) -> None:
             child.training = batch_norm == "train"
         else:
             child.training = trains
+    if (config := getattr(module, "config", None)) is not None and hasattr(config, "get_text_config"):
+        config.get_text_config().use_cache = False
 
 
 def _trains(module: nn.Module) -> dict[nn.Module, bool]:

@@ -16,11 +16,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from launcher import activations, assumed, data, fit, models, plan, stages, tasks
+from launcher import activations, assumed, data, fit, models, plan, recompute, stages, tasks
 from launcher.cluster import Cluster
 from launcher.data_facts import DataFacts
 from launcher.errors import EnvironmentProblem, Problem, RecipeError, UserError
-from launcher.memory_peak import Activations
+from launcher.memory_peak import Activations, NotCounted
 from launcher.parameters import ModelFacts, groups
 from launcher.recipe import Recipe
 from launcher.recipe_problems import Origins, unique
@@ -112,20 +112,29 @@ def _look(
     if problems or resolved is None:
         raise RecipeError(unique([_with_line(problem, origins) for problem in problems]))
     assert model_facts, "a plan is resolved from them"
-    count = counter(built, recipe_dir, cluster, resolved.labels, processor)
+    module = models.outline(built.model, built.task, resolved.labels, recipe_dir)
+    if refused := _checkpointing_problems(recipe, module):
+        raise RecipeError([_with_line(problem, origins) for problem in refused])
+    count = counter(built, module, cluster, processor)
     return Survey(fit.with_memory(resolved, model_facts, count), model_facts, count, assumptions or [])
 
 
-def counter(recipe: Recipe, recipe_dir: Path, cluster: Cluster, labels: list[str] | None, processor: Any) -> fit.Count:
-    """What counts the activations of a stage, by a run of the model on fake tensors; remembers those that are alike."""
+def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fit.Count:
+    """What counts the activations of a stage, by a run of the model on fake tensors; remembers those that are alike.
+
+    ``module`` is the model's outline, which it changes.
+    """
     found: dict[Any, Activations] = {}
 
     def count(stage: plan.StagePlan) -> Activations:
         settings, micro_size = stage.settings, stage.batch.micro_size
-        is_cast = stage.zero_stage > 0
-        key = (frozenset(stage.trained_names), micro_size, settings.precision, is_cast, settings.batch_norm)
+        is_cast, checkpoints = stage.zero_stage > 0, settings.gradient_checkpointing is True
+        key = (
+            frozenset(stage.trained_names), micro_size, settings.precision, is_cast, checkpoints, settings.batch_norm
+        )  # fmt: skip
         if key not in found:
-            module = models.skeleton(recipe.model, recipe.task, labels, recipe_dir)
+            if checkpoints and (refused := recompute.refusal(module)):
+                raise NotCounted(refused)
             stages.apply(module, stage)
             stages.set_modes(module, stage)
             found[key] = activations.count(
@@ -134,6 +143,7 @@ def counter(recipe: Recipe, recipe_dir: Path, cluster: Cluster, labels: list[str
                 "cuda" if cluster.gpus_per_node else "cpu",
                 settings.precision,
                 is_cast=is_cast,
+                checkpoints=checkpoints,
             )
         return found[key]
 
@@ -154,6 +164,12 @@ def _stage_problems(recipe: Recipe, cluster: Cluster, model_facts: ModelFacts | 
         except RecipeError as error:
             problems += error.problems
     return problems
+
+
+def _checkpointing_problems(recipe: Recipe, module: Any) -> list[Problem]:
+    refused = recompute.refusal(module)
+    asked = [stage.name for stage in recipe.stages if stage.gradient_checkpointing is True]
+    return [Problem(f"stages.{name}.gradient_checkpointing", refused) for name in asked] if refused else []
 
 
 def _data_facts(

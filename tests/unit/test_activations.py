@@ -13,7 +13,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from launcher import activations
-from launcher.activations import SavedTensors
+from launcher.alike_blocks import SavedTensors
 from launcher.memory_peak import NotCounted
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

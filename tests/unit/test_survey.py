@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from launcher import recipe_io, survey
 from launcher.cluster import Cluster
@@ -270,3 +271,18 @@ def test_the_json_has_the_keys_that_programs_read(folder: Path) -> None:
     assert top["batch"] == {"global": 16, "micro": 8, "accumulation": 1, "ranks": 2}
     assert full["batch"] == {"global": 12, "micro": 2, "accumulation": 3, "ranks": 2}
     assert (top["steps"], top["epochs"], full["steps"], full["epochs"]) == (8, 2.0, 3, 0.6)
+
+
+def test_a_model_that_cannot_checkpoint_is_told_with_its_line(tmp_path: Path) -> None:
+    for number in range(8):
+        folder = tmp_path / "images" / ("ab"[number % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    (tmp_path / "vgg.yaml").write_text(
+        "name: vgg\ntask: {kind: image-classification}\nmodel: {source: 'torchvision:vgg11', weights: random}\n"
+        "data: {source: imagefolder, files: images}\nbatch: {global_size: 2}\n"
+        "stages:\n  - name: head\n    train: [head]\n    steps: 1\n    gradient_checkpointing: true\n"
+    )
+    recipe, origins = recipe_io.load_with_origins(tmp_path / "vgg.yaml")
+    with pytest.raises(RecipeError, match=r"vgg\.yaml:10.*VGG has no list of equal blocks to compute again"):
+        survey.prepare(recipe, tmp_path, Cluster(gpus_per_node=0, ranks_per_node=1), origins)
