@@ -52,6 +52,10 @@ class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
         self._storages.append(tensor.untyped_storage())  # kept, so that no other one gets its address
         self._known.add(self._storages[-1]._cdata)
 
+    def forget(self) -> None:
+        """Let go of what was collected; the numbers stay. While tensors are collected, autograd holds them anyway."""
+        self._storages.clear()
+
     def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
         if not self.holds(tensor):
             self.ignore(tensor)

@@ -77,6 +77,7 @@ def plan(
     ranks: Annotated[int | None, typer.Option(min=1, help="Processes on each machine, when it has no GPU.")] = None,
     model_config: Annotated[Path | None, typer.Option(help="A config.json to take instead of the model's own.")] = None,
     explain: Annotated[str | None, typer.Option(metavar="STAGE", help="What takes this stage's memory.")] = None,
+    compare: Annotated[Path | None, typer.Option(metavar="RUN", help="Its memory, for its cluster.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a run would do: stages, parameters, learning rates, steps, batches, memory. Downloads no weights.
@@ -85,12 +86,15 @@ def plan(
     """
     import gc
 
-    from launcher import cluster, hub_access, memory_table, plan_table, recipe_io
+    from launcher import cluster, hub_access, memory_table, plan_table, recipe_io, session
     from launcher.errors import EnvironmentProblem
     from launcher.plan import plan_json
 
     checked, origins = recipe_io.load_with_origins(recipe, overrides or ())
-    machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks)
+    if compare:
+        machines = session.read_plan(compare).cluster
+    else:
+        machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks)
     hub_access.stay_offline_if_unreachable(checked)
     gc.disable()  # it would look through all that is imported, again and again: an eighth of the command's time
     from launcher import survey  # takes seconds to import: mistakes that need no model or data are told before
@@ -103,6 +107,8 @@ def plan(
             print(f"thawline: assumed, without the hub: {assumption}", file=sys.stderr)
         if as_json:
             _print(plan_json(seen.plan))
+        elif compare:
+            _print(memory_table.compared(seen.plan, compare))
         else:
             _print(memory_table.explained(seen.plan, explain) if explain else plan_table.tables(seen.plan))
         if missing := seen.shortage():

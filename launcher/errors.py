@@ -5,7 +5,8 @@
     │   ├── RecipeError      2    a list of problems, each with file, line and dotted path
     │   └── DataError        2    a file, a column or a label is not what the recipe says it is
     ├── EnvironmentProblem   3    no such GPU, no compiler, a port in use, a library missing
-    ├── TrainingFailed       4    diverged, out of memory, a hang, a frozen weight that moved
+    ├── TrainingFailed       4    diverged, a hang, a frozen weight that moved
+    │   └── OutOfMemory      4    with the stage; under micro_size: auto the run goes on in smaller micro-batches
     ├── StoppedEarly        75    stopped on request; `thawline resume` goes on
     └── Interrupted        130    Ctrl-C
 
@@ -69,6 +70,14 @@ class TrainingFailed(ThawlineError):
     """Training began and cannot go on."""
 
     exit_code = 4
+
+
+class OutOfMemory(TrainingFailed):
+    """A rank's memory did not do for a stage."""
+
+    def __init__(self, stage: str, message: str) -> None:
+        self.stage = stage
+        super().__init__(message)
 
 
 class StoppedEarly(ThawlineError):

@@ -1,8 +1,8 @@
 """Whether each stage fits the memory there is, and if not what would.
 
-Owns the way from a planned stage to `memory`'s numbers, the choice behind ``sharding.strategy: auto`` on GPUs, and the
-words in which the plan says why. Pure: `survey` hands it a function that counts activations. Refuses no run: an
-estimate is told, and ``thawline plan`` alone makes an exit code of it.
+Owns the way from a planned stage to `memory`'s numbers, the choice behind ``auto`` of sharding, micro size and gradient
+checkpointing, and the words in which the plan says why. Pure: `survey` hands it a function that counts activations.
+Refuses no run: an estimate is told, and ``thawline plan`` alone makes an exit code of it.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from launcher import memory
+from launcher import memory, micro_size
 from launcher.cluster import Cluster
 from launcher.errors import RecipeError
 from launcher.memory import ModelStates
 from launcher.memory_peak import GIB, Activations, MemoryPlan, NotCounted, plan_memory
 from launcher.parameters import ModelFacts, groups
 from launcher.plan import GroupPlan, RunPlan, StagePlan
+from launcher.recipe import Stage
 
 LADDER = (("ddp", "none"), ("zero1", "none"), ("zero2", "none"), ("zero3", "none"), ("zero2", "cpu"), ("zero3", "cpu"))
-"""From the least communication to the most."""
+"""From the least communication to the most, first without offload."""
 MOST_WAYS = 3
 
 Count = Callable[[StagePlan], Activations]
@@ -38,7 +39,7 @@ class Verdict:
 
 
 def with_memory(plan: RunPlan, facts: ModelFacts, count: Count) -> RunPlan:
-    """The plan with each stage's memory; where the recipe leaves the strategy open on GPUs, the first that fits."""
+    """The plan with each stage's memory, and what the recipe leaves open chosen so that it fits, if anything does."""
     return plan.model_copy(update={"stages": [_settled(plan, stage, facts, count) for stage in plan.stages]})
 
 
@@ -112,19 +113,51 @@ def stage_memory(stage: StagePlan, cluster: Cluster, facts: ModelFacts, count: C
 
 
 def _settled(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -> StagePlan:
-    found = verdict(stage, plan.cluster, facts, count)
-    is_open = plan.recipe.stages[stage.index].sharding.strategy == "auto" and plan.cluster.gpus_per_node > 0
-    if not is_open or found.fits is not False:
-        return _with(stage, found)
-    refused = [f"ddp {found.why}"]
-    for strategy, offload in LADDER[1:]:
-        other = _sharded(stage, strategy, offload)
-        tried = verdict(other, plan.cluster, facts, count)
-        if tried.fits:
-            why = f"{tried.why}; auto took {_named(strategy, offload)} because " + "; ".join(refused)
-            return _with(other, Verdict(tried.memory, True, why))
-        refused.append(f"{_named(strategy, offload)} {tried.why}")
-    return _with(stage, Verdict(found.memory, False, f"{found.why}; and no other strategy fits"))
+    """The stage with its verdict; of what the recipe leaves open, the first of `_open_ways` that fits."""
+    asked = plan.recipe.stages[stage.index]
+    first = verdict(stage, plan.cluster, facts, count)
+    if first.fits is not False:
+        return _with(stage, first)
+    refused: list[str] = []
+    for way in _open_ways(stage, asked, on_gpu=plan.cluster.gpus_per_node > 0):
+        sizes = [way.batch.micro_size, *(micro_size.smaller(way) if asked.batch.micro_size == "auto" else ())]
+        if not _fits_without_activations(way, plan.cluster, facts):
+            sizes = sizes[-1:]
+        for size in sizes:
+            tried = micro_size.resized(way, size, asked)
+            found = verdict(tried, plan.cluster, facts, count)
+            if found.fits:
+                why = f"{found.why}; auto took {_described(tried)}"
+                return _with(
+                    tried, Verdict(found.memory, True, why + (f" because {'; '.join(refused)}" * bool(refused)))
+                )
+        refused.append(f"{_described(tried)} {found.why}")
+    others = "; and no other strategy fits" if len(refused) > 1 else ""
+    return _with(stage, Verdict(first.memory, False, f"{first.why}{others}"))
+
+
+def _open_ways(stage: StagePlan, asked: Stage, *, on_gpu: bool) -> Iterator[StagePlan]:
+    """What the recipe leaves open on GPUs, from the fastest: strategies from the least communication to the most, then
+    the same with gradient checkpointing, which computes a third more, then offload, which waits for PCIe."""
+    now = (stage.settings.sharding.strategy, stage.settings.sharding.offload)
+    rungs = LADDER if on_gpu and asked.sharding.strategy == "auto" else (now,)
+    again = (False, True) if on_gpu and asked.gradient_checkpointing == "auto" else (asked.gradient_checkpointing,)
+    for offload in ("none", "cpu"):
+        for checkpoints in again:
+            for rung in rungs:
+                if rung[1] == offload:
+                    yield _checkpointed(_sharded(stage, *rung), checkpoints is True)
+
+
+def _fits_without_activations(stage: StagePlan, cluster: Cluster, facts: ModelFacts) -> bool:
+    """Whether trying micro sizes makes sense."""
+    return verdict(stage, cluster, facts, lambda _: Activations()).fits is not False
+
+
+def _described(stage: StagePlan) -> str:
+    sharding, batch = stage.settings.sharding, stage.batch
+    again = " with gradient checkpointing" if stage.settings.gradient_checkpointing else ""
+    return f"{_named(sharding.strategy, sharding.offload)}{again} at micro size {batch.micro_size}"
 
 
 def _with(stage: StagePlan, found: Verdict) -> StagePlan:
@@ -134,7 +167,10 @@ def _with(stage: StagePlan, found: Verdict) -> StagePlan:
 def _ways(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -> Iterator[str]:
     """Changes under which the stage fits, the smallest of each kind; two at once only where no single one does."""
     cluster, is_found = plan.cluster, False
-    for kind in (_other_strategies, _smaller_micro_sizes, _fewer_layers, _strategies_and_micro_sizes, _more_nodes):
+    kinds = (
+        _other_strategies, _recomputing, _smaller_micro_sizes, _fewer_layers, _strategies_and_micro_sizes, _more_nodes
+    )  # fmt: skip
+    for kind in kinds:
         if kind is _strategies_and_micro_sizes and is_found:
             continue
         for words, other, machines in kind(stage, cluster, facts):
@@ -156,18 +192,20 @@ def _other_strategies(stage: StagePlan, cluster: Cluster, facts: ModelFacts) -> 
 
 
 def _smaller_micro_sizes(stage: StagePlan, cluster: Cluster, facts: ModelFacts) -> Iterator[Way]:
-    batch = stage.batch
-    per_rank = batch.micro_size * batch.accumulation
-    for micro in range(batch.micro_size - 1, 0, -1):
-        if per_rank % micro == 0:
-            smaller = batch.model_copy(update={"micro_size": micro, "accumulation": per_rank // micro})
-            yield f"batch.micro_size: {micro}", stage.model_copy(update={"batch": smaller}), cluster
+    for size in micro_size.smaller(stage):
+        # What is evaluated at once follows where the recipe does not say; here it does not say any more.
+        yield f"batch.micro_size: {size}", micro_size.resized(stage, size, stage.settings), cluster
+
+
+def _recomputing(stage: StagePlan, cluster: Cluster, facts: ModelFacts) -> Iterator[Way]:
+    if not stage.settings.gradient_checkpointing:
+        yield "gradient_checkpointing: true", _checkpointed(stage, True), cluster
 
 
 def _strategies_and_micro_sizes(stage: StagePlan, cluster: Cluster, facts: ModelFacts) -> Iterator[Way]:
     for strategy, sharded, _ in _other_strategies(stage, cluster, facts):
-        for micro_size, smaller, _ in _smaller_micro_sizes(sharded, cluster, facts):
-            yield f"{strategy} and {micro_size}", smaller, cluster
+        for size, smaller, _ in _smaller_micro_sizes(sharded, cluster, facts):
+            yield f"{strategy} and {size}", smaller, cluster
 
 
 def _fewer_layers(stage: StagePlan, cluster: Cluster, facts: ModelFacts) -> Iterator[Way]:
@@ -209,6 +247,11 @@ def _more_nodes(stage: StagePlan, cluster: Cluster, facts: ModelFacts) -> Iterat
 def _sharded(stage: StagePlan, strategy: str, offload: str) -> StagePlan:
     sharding = stage.settings.sharding.model_copy(update={"strategy": strategy, "offload": offload})
     return stage.model_copy(update={"settings": stage.settings.model_copy(update={"sharding": sharding})})
+
+
+def _checkpointed(stage: StagePlan, checkpoints: bool) -> StagePlan:
+    settings = stage.settings.model_copy(update={"gradient_checkpointing": checkpoints})
+    return stage.model_copy(update={"settings": settings})
 
 
 def _named(strategy: str, offload: str) -> str:

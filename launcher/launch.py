@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import IO, TYPE_CHECKING
 
-from launcher import orphans, rank_error
+from launcher import micro_size, orphans, rank_error
 from launcher.cluster import threads_per_rank
-from launcher.errors import EnvironmentProblem, Interrupted, StoppedEarly
+from launcher.errors import EnvironmentProblem, Interrupted, OutOfMemory, StoppedEarly
 from launcher.rank_process import RankProcess
 from launcher.run_dir import RunDir
 from launcher.status import close_status, read_status
@@ -70,9 +70,22 @@ def train(session: Session, say: Callable[[str], None]) -> None:
         return
     say(f"{session.path}: {'a new run' if session.standing == 'new' else 'goes on'} on {session.plan.cluster}")
     command = [sys.executable, "-m", "launcher.worker", str(run_dir.recipe), "--run-dir", str(run_dir.path)]
+    if session.standing == "unfinished" and (told := _with_less_memory(run_dir)):
+        say(told)  # it ended under a launcher that starts no ranks again
     result = run_ranks(command, session.plan.cluster.ranks_per_node, run_dir)
+    while result.exit_code == OutOfMemory.exit_code and (told := _with_less_memory(run_dir, result.rank)):
+        say(told)
+        result = run_ranks(command, session.plan.cluster.ranks_per_node, run_dir)
     _close_status(run_dir, result)
     result.raise_if_failed()
+
+
+def _with_less_memory(run_dir: RunDir, rank: int | None = None) -> str | None:
+    """After a rank (that one) ran out of memory: plan its stage anew, and say so. None: none did, or nothing helps."""
+    for error in rank_error.read_all(run_dir):
+        if error.stage is not None and rank in (None, error.rank):
+            return micro_size.after_out_of_memory(run_dir, error.stage, error.rank, error.message)
+    return None
 
 
 def _close_status(run_dir: RunDir, result: LaunchResult) -> None:

@@ -75,6 +75,13 @@ class MemoryPlan(BaseModel):
     """Moment -> category -> bytes alive then."""
 
 
+def breakdown(memory: MemoryPlan) -> str:
+    """The parts of the peak, the largest first, in a line."""
+    parts = sorted(memory.moments[memory.peak_at].items(), key=lambda item: -item[1])
+    named = ", ".join(f"{name} {num_bytes / GIB:.2f} GiB" for name, num_bytes in parts if num_bytes)
+    return f"{memory.peak_bytes / GIB:.2f} GiB in the {memory.peak_at}: {named}"
+
+
 def plan_memory(states: ModelStates, activations: Activations, evaluated_batches: float, *, is_gpu: bool) -> MemoryPlan:
     """The peak of a stage over the moments in which most is alive.
 

@@ -5,14 +5,18 @@ Owns the layout of what `fit` found; `plan.plan_json` is the same for programs. 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from launcher import memory_record
 from launcher.errors import UserError
 from launcher.memory_peak import GIB
 from launcher.plan import RunPlan, StagePlan
+from launcher.run_dir import RunDir
 
 BAR_WIDTH = 40
 FITS = {True: "fits", False: "does not fit", None: "not known"}
@@ -50,6 +54,32 @@ def explained(plan: RunPlan, name: str) -> RenderableType:
     if found.memory.host_bytes:
         blocks.append(Text(f"host memory: {_gib(found.memory.host_bytes)} GiB a rank"))
     return Group(*blocks)
+
+
+def compared(plan: RunPlan, run: Path) -> RenderableType:
+    """What the plan predicts against what a run of the same stages measured.
+
+    Raises:
+        UserError: the run has measured none of them.
+    """
+    records = {record.stage: record for record in memory_record.read_all(RunDir(run))}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("stage", "micro size", "GiB predicted", "measured", "error", "of"):
+        table.add_column(name, justify="left" if name in ("stage", "of") else "right")
+    for stage in plan.stages:
+        record = records.get(stage.name)
+        found = record.compared(stage.memory) if record else None
+        if record and found:
+            sizes = f"{stage.batch.micro_size}" + (
+                f", ran {record.micro_size}" * (record.micro_size != stage.batch.micro_size)
+            )
+            cells = (stage.name, sizes, _gib(found.predicted), _gib(found.measured), f"{found.error:+.1%}", found.what)
+            table.add_row(*map(Text, cells))
+    if not table.row_count:
+        raise UserError(
+            f"--compare {run}: it has measured no stage of this recipe's names ({', '.join(records) or 'none'})"
+        )
+    return table
 
 
 def _row(plan: RunPlan, stage: StagePlan) -> tuple[str, ...]:

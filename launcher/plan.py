@@ -256,7 +256,7 @@ def resolve_precision(stage: Stage, cluster: Cluster) -> str:
 
 
 def resolve_strategy(stage: Stage) -> str:
-    """``auto`` is ddp; `fit` takes another where ddp exceeds the GPUs' memory."""
+    """``auto`` is ddp; `fit` takes another where that exceeds the GPUs' memory."""
     return "ddp" if stage.sharding.strategy == "auto" else stage.sharding.strategy
 
 

@@ -11,7 +11,7 @@ import traceback as traceback_module
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from launcher.errors import EnvironmentProblem, ThawlineError, TrainingFailed
+from launcher.errors import EnvironmentProblem, OutOfMemory, ThawlineError, TrainingFailed
 from launcher.run_dir import RunDir, write_atomic
 
 _ECHOES = (
@@ -57,6 +57,8 @@ class RankError(BaseModel):
     traceback: str
     secondary: bool
     """True: it only says that another rank is gone."""
+    stage: str | None = None
+    """The one that was training, if memory ran out in it."""
 
     @property
     def is_port_taken(self) -> bool:
@@ -82,6 +84,7 @@ def describe(rank: int, error: BaseException) -> RankError:
     return RankError(
         time=time.time(), rank=rank, type=kind, message=text, exit_code=exit_code,
         traceback="".join(traceback_module.format_exception(error)), secondary=is_echo,
+        stage=error.stage if isinstance(error, OutOfMemory) else None,
     )  # fmt: skip
 
 
@@ -91,6 +94,12 @@ def record(run_dir: RunDir, rank: int, error: BaseException) -> RankError:
     run_dir.logs.mkdir(parents=True, exist_ok=True)
     write_atomic(run_dir.error(rank), entry.model_dump_json(indent=1))
     return entry
+
+
+def memory_advice(error: BaseException) -> str | None:
+    """What to do about an error that says that memory ran out; None for any other."""
+    known = _known_failure(error, str(error).lower())
+    return known[1] if known and known[0] == "OutOfMemory" else None
 
 
 def _known_failure(error: BaseException, lower: str) -> tuple[str, str] | None:

@@ -182,7 +182,8 @@ class Batch(Strict):
     global_size: PositiveInt = 32
     """Samples in one optimizer step, over all ranks."""
     micro_size: PositiveInt | Literal["auto"] = "auto"
-    """Samples a rank takes through the model at once. auto: the largest divisor of global_size / ranks up to 32."""
+    """Samples a rank takes through the model at once. auto: the largest divisor of global_size / ranks up to 32 that
+    fits the memory by the plan; a stage that runs out of memory all the same goes on with the next smaller one."""
 
 
 class AdamW(Strict):
@@ -297,7 +298,8 @@ class Sharding(Strict):
     """How model, gradients and optimizer state are spread over the ranks."""
 
     strategy: Literal["auto", "ddp", "zero1", "zero2", "zero3"] = "auto"
-    """auto: ddp; where that exceeds the GPUs' memory, the first that fits of zero1, zero2, zero3, then with offload."""
+    """auto: ddp; where that exceeds the GPUs' memory, the first that fits of zero1, zero2, zero3, of the same with
+    gradient checkpointing if that is auto too, then with offload."""
     offload: Literal["none", "cpu"] = "none"
     """cpu: the optimizer state, and under zero3 the parameters too, live in host memory."""
 

@@ -2,10 +2,10 @@
 
 Owns the layout of ``RUN/``. Refuses to know what the files hold. Everybody who reads or writes a run's file asks here.
 
-    RUN/ recipe.yaml  plan.json  status.json  metrics.jsonl  wandb_id  LATEST  report.html  command
+    RUN/ recipe.yaml  plan.json  status.json  metrics.jsonl  events.jsonl  wandb_id  LATEST  report.html  command
          logs/rank-N.log  logs/rank-N.error.json
          checkpoints/SS-STAGE-step-NNNNNNNN/    SS is the stage's index in the recipe, from 00
-         stages/SS-STAGE/proof.json
+         stages/SS-STAGE/proof.json  stages/SS-STAGE/memory.json
          model/  wandb/
 """
 
@@ -78,6 +78,11 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def events(self) -> Path:
+        """One JSON object a line: what made a run go on otherwise than it was planned."""
+        return self.path / "events.jsonl"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
@@ -120,6 +125,10 @@ class RunDir:
     def proof(self, index: int, name: str) -> Path:
         """Which parameters trained and which are bit-identical to the stage's start."""
         return self.stage(index, name) / "proof.json"
+
+    def memory(self, index: int, name: str) -> Path:
+        """What the stage took of each rank's memory, and what was predicted."""
+        return self.stage(index, name) / "memory.json"
 
     @property
     def model(self) -> Path:

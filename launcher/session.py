@@ -94,6 +94,17 @@ def reopen_run(run_dir: Path, ranks: int | None = None) -> Session:
     return _reopened(run, ranks, from_environment=False)
 
 
+def read_plan(run_dir: Path) -> RunPlan:
+    """The plan of the run in a folder.
+
+    Raises: UserError when there is none.
+    """
+    run = RunDir(run_dir)
+    if not run.plan.is_file():
+        raise UserError(f"{run_dir} has no plan.json; name the folder of a run")
+    return _read_plan(run)
+
+
 def make_way(run: RunDir, recipe: Recipe, nodes: int, ranks_per_node: int, *, is_split: bool = False) -> None:
     """Let a job that starts later have the run: what another recipe left that trained nothing yet goes.
 

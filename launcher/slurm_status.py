@@ -9,13 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from launcher import slurm_array, slurm_queue
+from launcher.memory_record import read_all
 from launcher.run_dir import RunDir
 from launcher.slurm_queue import QueueState
 from launcher.status import as_shown, read_status, render
 
 
 def as_json(run: RunDir) -> dict[str, Any]:
-    """``status.json`` and ``queue``, the job that the run waits for or runs in; of an array, ``tasks``.
+    """``status.json``, ``memory`` by stage, and ``queue``, the job that the run waits for or runs in; of an array,
+    ``tasks``.
 
     Raises: UserError when the folder is no run's.
     """
@@ -25,7 +27,8 @@ def as_json(run: RunDir) -> dict[str, Any]:
     queued = {"queue": queue.model_dump()} if queue else {}
     if queue and not run.status.is_file():
         return queued
-    return as_shown(read_status(run)) | queued
+    memory = {one.stage: one.model_dump(exclude={"ranks"}) for one in read_all(run)}
+    return as_shown(read_status(run)) | {"memory": memory} | queued
 
 
 def as_text(run: RunDir) -> str:

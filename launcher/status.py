@@ -17,7 +17,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from launcher import micro_size
 from launcher.errors import UserError
+from launcher.memory_record import read_all
 from launcher.run_dir import RunDir, write_atomic
 
 State = Literal["preparing", "running", "evaluating", "stopped", "interrupted", "failed", "finished"]
@@ -185,6 +187,8 @@ def render(status: Status, run_dir: RunDir, now: float | None = None) -> str:
         rows.append(("speed", f"{number(status.samples_per_second)} samples/s on {status.ranks} rank(s)"))
     if status.metrics:
         rows.append(("metrics", ", ".join(f"{name} {number(value)}" for name, value in status.metrics.items())))
+    rows += [("memory", f"{one.stage}: {found}") for one in read_all(run_dir) if (found := one.compared())]
+    rows += [("event", _event(one)) for one in micro_size.events(run_dir)]
     if status.checkpoint:
         rows.append(("checkpoint", status.checkpoint))
     if status.message:
@@ -194,6 +198,11 @@ def render(status: Status, run_dir: RunDir, now: float | None = None) -> str:
     if status.state == "finished":
         rows.append(("model", str(run_dir.model)))
     return "\n".join(f"{name:<12}{text}" for name, text in rows)
+
+
+def _event(event: Mapping[str, Any]) -> str:
+    sizes = f"micro size {event['micro_size']} became {event['next_micro_size']}"
+    return f"{event['stage']}: rank {event['rank']} ran out of memory, {sizes}"
 
 
 def duration(seconds: float) -> str:

@@ -26,6 +26,7 @@ from launcher.errors import Interrupted, StoppedEarly, ThawlineError, TrainingFa
 from launcher.evaluation import evaluate
 from launcher.gradient_witness import GradientWitness
 from launcher.handover import open_stage, write_model, write_optimizer
+from launcher.memory_meter import MemoryMeter
 from launcher.plan import StagePlan
 from launcher.run import Run
 from launcher.run_dir import write_atomic
@@ -58,6 +59,7 @@ class Progress:
     best: Best | None
     metrics: dict[str, float]
     had_gradient: set[str]
+    memory: MemoryMeter
     skipped: int = 0
     """Optimizer steps in a row that were not taken, because the gradient was not finite."""
     meter: Meter = field(default_factory=Meter)
@@ -70,6 +72,7 @@ def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) 
         TrainingFailed: loss or gradient not finite, or the proof does not hold.
         StoppedEarly, Interrupted: asked to stop; a checkpoint has been written.
     """
+    memory = MemoryMeter(stage, run.runtime)
     engine = open_stage(run, stage, start)
     log.info("stage %s: %s", stage.name, engine.describe())
     before = run.agree_on_digests(stages.digests(engine.parameters()))
@@ -81,6 +84,7 @@ def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) 
         best=position.best if stage.settings.evaluate.best else None,  # without one, the last weights are exported
         metrics=position.metrics,
         had_gradient=set(resume.position.had_gradient) if resume else set(),
+        memory=memory,
     )
     witness = GradientWitness(engine.module, progress.had_gradient)
     stages.set_modes(engine.module, stage)
@@ -142,13 +146,17 @@ def train_step(run: Run, stage: StagePlan, engine: Engine, window: Window, progr
     for number, batch in enumerate(window.micro, start=1):
         on_device = batch.to(runtime.device)
         with engine.accumulate(last=number == len(window.micro)):
-            loss = run.task.loss(run.logits(engine.forward(on_device.model_inputs)), on_device)
+            with progress.memory.watch(engine):
+                outputs = engine.forward(on_device.model_inputs)
+            loss = run.task.loss(run.logits(outputs), on_device)
             engine.backward(loss * (runtime.ranks / size))
+            progress.memory.after_backward(engine)
         loss_sum += loss.detach()
     [loss_total] = runtime.sum(float(loss_sum))
     if not math.isfinite(loss_total):
         raise diverged(run, stage, window, progress, f"the loss is {loss_total / size}")
     result: StepResult = engine.step()
+    progress.memory.after_step(engine)
     is_taken = result.taken and math.isfinite(result.grad_norm)
     progress.skipped = 0 if is_taken else progress.skipped + 1
     # fp16 skips a step now and then while it looks for a loss scale; it halves the scale each time.
@@ -215,6 +223,7 @@ def finish_stage(
     if run.runtime.is_first:
         run.run_dir.stage(stage.index, stage.name).mkdir(parents=True, exist_ok=True)
         write_atomic(run.run_dir.proof(stage.index, stage.name), proof.model_dump_json(indent=1))
+    progress.memory.write(run.run_dir)
     proof.raise_if_wrong()
     if warning := proof.warning():
         run.tracker.say(warning)

@@ -14,6 +14,9 @@ import torch
 from running import ROOT, metrics, proof, recipe, thawline, walks, weights
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from launcher.memory_record import read_all
+from launcher.run_dir import RunDir
+
 STAGES: list[dict[str, Any]] = [
     {"name": "head", "train": ["head"], "steps": 3, "sharding": {"strategy": "ddp"}},
     {
@@ -61,6 +64,24 @@ def test_exactly_the_thawed_parameters_changed(run: Path) -> None:
                 "more": not name.startswith("classifier."),
             }[stage["name"]]
             assert parameter["trained"] == thawed == parameter["changed"], (stage["name"], name)
+
+
+def test_each_stage_measured_the_memory_that_was_predicted(run: Path) -> None:
+    """Of the rank that had most, in its file, in the status, and against another plan of the same recipe."""
+    records = {record.stage: record for record in read_all(RunDir(run))}
+    assert list(records) == [stage["name"] for stage in STAGES]
+    for name, record in records.items():
+        found = record.compared()
+        assert (found is None) == (name in ("top", "more")), "what is offloaded is in the same memory on a CPU rank"
+        assert found is None or abs(found.error) < 0.01, str(found)
+        assert record.measured.resident
+        assert len(record.ranks) == 2
+        assert (record.measured.activations is None) == (name == "top")
+    shown = thawline("status", run).stdout
+    assert "memory      full: " in shown
+    assert json.loads(thawline("status", run, "--json").stdout)["memory"]["full"]["measured"]["optimizer"] > 0
+    table = thawline("plan", run.parent / "recipe.yaml", "--compare", run).stdout
+    assert [line.split()[0] for line in table.splitlines()[3:5]] == ["head", "full"]
 
 
 def test_the_export_loads_with_transformers_and_starts_from_minilm(run: Path) -> None:
