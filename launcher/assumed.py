@@ -57,6 +57,16 @@ CONFIGURATIONS: Mapping[str, dict[str, Any]] = {
         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "max_position_embeddings": 32768,
         "sliding_window": 4096, "tie_word_embeddings": False,
     },
+    "google/gemma-2-9b": {
+        "model_type": "gemma2", "hidden_size": 3584, "intermediate_size": 14336, "num_hidden_layers": 42,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256, "vocab_size": 256000,
+        "max_position_embeddings": 8192, "sliding_window": 4096,
+    },  # Gemma 2 (2024), table 1
+    "google/vit-large-patch16-224": {
+        "model_type": "vit", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "image_size": 224, "patch_size": 16,
+    },  # An Image is Worth 16x16 Words (2021), table 1
+    "microsoft/resnet-50": {"model_type": "resnet"},  # transformers' defaults are it; torchvision:resnet50 needs no hub
     "openai-community/gpt2": {"model_type": "gpt2"},  # transformers' defaults are it
     "google-bert/bert-base-uncased": _bert(768, 3072, 12, 12),
     "google-bert/bert-large-uncased": _bert(1024, 4096, 24, 16),

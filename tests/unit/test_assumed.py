@@ -20,9 +20,13 @@ PARAMETERS = {
     "Qwen/Qwen2.5-7B": 7_615_616_512,
     "Qwen/Qwen2.5-72B": 72_706_203_648,
     "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+    "google/gemma-2-9b": 9_241_705_984,
     "openai-community/gpt2": 124_439_808,
+    "google/vit-large-patch16-224": 304_326_632,
+    "microsoft/resnet-50": 25_557_032,
 }
-"""As the safetensors headers of the models on the hub sum up."""
+"""As the safetensors headers of the models on the hub sum up; ViT-L and ResNet-50 as torchvision lists them."""
+IMAGES = ("google/vit-large-patch16-224", "microsoft/resnet-50")
 RECIPE = """\
 name: far
 task: {kind: causal-lm}
@@ -48,8 +52,10 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_shipped_sizes(source: str) -> None:
     found = dict(assumed.CONFIGURATIONS[source])
     config = transformers.AutoConfig.for_model(found.pop("model_type"), **found)
+    kind = transformers.AutoModelForImageClassification if source in IMAGES else transformers.AutoModelForCausalLM
+    config.num_labels = 1000
     with torch.device("meta"):
-        module = transformers.AutoModelForCausalLM.from_config(config)
+        module = kind.from_config(config)
     assert sum(parameter.numel() for parameter in module.parameters()) == PARAMETERS[source]
 
 
