@@ -68,7 +68,8 @@ def count(
         return Activations(
             saved=saved.num_bytes, recomputed=saved.recomputed, largest=saved.largest,
             logits=logits.numel() if logits.requires_grad else 0,
-            logits_forward=logits.numel() * max(logits.element_size(), 4), buffers=buffers,
+            logits_forward=logits.numel() * (8 + (logits.element_size() if is_cast and precision != "fp32" else 0)),
+            buffers=buffers,
         )  # fmt: skip
 
 

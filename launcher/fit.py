@@ -123,16 +123,16 @@ def _settled(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -
         sizes = [way.batch.micro_size, *(micro_size.smaller(way) if asked.batch.micro_size == "auto" else ())]
         if not _fits_without_activations(way, plan.cluster, facts):
             sizes = sizes[-1:]
-        for size in sizes:
-            tried = micro_size.resized(way, size, asked)
+        tries = [micro_size.resized(way, size, asked) for size in sizes]
+        for tried in tries:
             found = verdict(tried, plan.cluster, facts, count)
             if found.fits:
-                why = f"{found.why}; auto took {_described(tried)}"
-                return _with(
-                    tried, Verdict(found.memory, True, why + (f" because {'; '.join(refused)}" * bool(refused)))
-                )
-        refused.append(f"{_described(tried)} {found.why}")
-    others = "; and no other strategy fits" if len(refused) > 1 else ""
+                why = f"{found.why}; auto took {_described(tried)}: {'; '.join(refused)}"
+                return _with(tried, Verdict(found.memory, True, why))
+            if tried in (tries[0], tries[-1]):  # what lies between is as one thinks
+                refused.append(f"{_described(tried)} {found.why}")
+    is_open = asked.sharding.strategy == "auto" and plan.cluster.gpus_per_node > 0
+    others = "; and no other strategy fits" if is_open else ""
     return _with(stage, Verdict(first.memory, False, f"{first.why}{others}"))
 
 

@@ -7,9 +7,8 @@ state after the first step, and the peaks of the whole stage. Costs one micro-ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,17 +37,16 @@ class MemoryMeter:
         else:
             self._has_resident = _reset_resident_peak()
 
-    @contextmanager
-    def watch(self, engine: Engine) -> Iterator[None]:
-        """Around a forward pass: the first one's saved tensors are counted."""
+    def forward(self, engine: Engine, inputs: dict[str, torch.Tensor]) -> Any:
+        """The engine's forward pass; the first one's saved tensors are counted."""
         if self._activations is not None or self._held is not None or self._stage.zero_stage == 3:
-            yield
-            return
+            return engine.forward(inputs)
         saved = SavedTensors(engine.module)
         with saved:
-            yield
+            outputs = engine.forward(inputs)
         self._activations = saved.num_bytes
         saved.forget()  # or it would keep alive what the backward frees
+        return outputs
 
     def after_backward(self, engine: Engine) -> None:
         """Look at the gradients, once."""

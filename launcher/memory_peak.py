@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
-from launcher.memory import ModelStates
+from launcher.memory import FP32_BYTES, ModelStates
 
 GIB = 2**30
 CONTEXT_BYTES = 1 * GIB
 """Of a GPU process before its first tensor: CUDA context, loaded kernels, cuBLAS workspace, NCCL's buffers. The
 documentation of transformers measures 1.3 GB with all kernels loaded ("Model training anatomy"); since CUDA 12.2 they
-are loaded one by one. An assumption: no GPU was at hand to measure it."""
+are loaded one by one: 0.75 GiB were measured on an H100 in a process that had trained under ddp (docs/memory.md)."""
 PROCESS_BYTES = 850 * 2**20
 """Resident memory of a CPU rank before its first model: measured, `python -m benchmarks.memory --process`."""
 FRAGMENTATION = 0.05
@@ -42,7 +42,8 @@ class Activations:
     logits: int = 0
     """Elements of the logits, if there is a backward through them."""
     logits_forward: int = 0
-    """Bytes of the logits as a loss without a backward has them, in fp32 at least."""
+    """Bytes of a loss without a backward: the logits and their log-softmax in fp32, and the logits as they came where
+    the module is in 16 bits. (Under ddp Accelerate turns them into fp32 before anybody else has them.)"""
     buffers: int = 0
     """Bytes of the module's buffers."""
 
@@ -55,7 +56,7 @@ class MemoryPlan(BaseModel):
     peak_bytes: int
     """The largest of ``moments``."""
     peak_at: str
-    """Which of them: backward, recomputation, step or evaluation."""
+    """Which of them: backward, reduction, recomputation, step or evaluation."""
     parameters_bytes: int
     gradients_bytes: int
     master_bytes: int
@@ -88,10 +89,12 @@ def plan_memory(states: ModelStates, activations: Activations, evaluated_batches
     - backward: at its beginning, when all activations and the loss are there, and gradients of earlier micro-batches.
       Gradients take the place of activations after that; for a lone micro-batch under ddp on one rank or zero1, whose
       gradients come into being meanwhile, both are counted whole, which is too much by the smaller of the two at most.
+    - reduction: the first parameter's gradient is there, and buckets are made for it (DeepSpeed's ``setup_buckets``);
+      of the loss the gradient of the logits is left, in fp32.
     - recomputation, under gradient checkpointing: the loss is gone, and one block's activations are there again.
     - step: no activations; the gradients in the form in which the optimizer reads them.
     - evaluation: no activations and no gradients but those that are never freed; ``evaluated_batches`` times the
-      logits, as they come, in fp32 and through the log-softmax. 0 without an evaluation.
+      logits of a micro-batch and their loss. 0 without an evaluation.
 
     Two tensors as large as the largest saved one are on their way in each pass: a gradient, and what is made of it.
     """
@@ -104,18 +107,21 @@ def plan_memory(states: ModelStates, activations: Activations, evaluated_batches
             "gradients": states.gradients,
             "activations": activations.saved,
             "logits": logits,
-            "buffers": states.buckets + states.live + passing,
+            "buffers": states.kept_buckets + states.live + passing,
         },
         "step": kept
         | {"gradients": states.step_gradients, "buffers": states.kept_buckets + states.live + activations.buffers},
     }
+    reducing = {"buffers": states.buckets + states.live + passing}
+    if states.buckets > states.kept_buckets:
+        moments["reduction"] = moments["backward"] | reducing | {"logits": FP32_BYTES * activations.logits}
     if activations.recomputed:
         again = {"activations": activations.saved + activations.recomputed, "logits": 0}
-        moments["recomputation"] = moments["backward"] | again
+        moments["recomputation"] = moments["backward"] | reducing | again
     if evaluated_batches:
         moments["evaluation"] = kept | {
             "gradients": states.gradients if states.keeps_gradients else 0,
-            "logits": int(2 * evaluated_batches * activations.logits_forward),
+            "logits": int(evaluated_batches * activations.logits_forward),
             "buffers": states.kept_buckets + states.live + passing,
         }
     for parts in moments.values():

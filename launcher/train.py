@@ -146,9 +146,8 @@ def train_step(run: Run, stage: StagePlan, engine: Engine, window: Window, progr
     for number, batch in enumerate(window.micro, start=1):
         on_device = batch.to(runtime.device)
         with engine.accumulate(last=number == len(window.micro)):
-            with progress.memory.watch(engine):
-                outputs = engine.forward(on_device.model_inputs)
-            loss = run.task.loss(run.logits(outputs), on_device)
+            # Nothing here may hold on to the outputs: the logits can be the largest tensor there is.
+            loss = run.task.loss(run.logits(progress.memory.forward(engine, on_device.model_inputs)), on_device)
             engine.backward(loss * (runtime.ranks / size))
             progress.memory.after_backward(engine)
         loss_sum += loss.detach()

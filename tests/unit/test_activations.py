@@ -152,7 +152,7 @@ def test_a_gpu_never_stores_the_scores_of_attention() -> None:
 def test_logits_are_told_apart() -> None:
     counted = activations.count(on_meta(llama), lambda: activations.text_inputs(2, 16), "cpu", "bf16", is_cast=True)
     assert counted.logits == 2 * 16 * 200
-    assert counted.logits_forward == 4 * counted.logits, "the loss is taken in fp32"
+    assert counted.logits_forward == (2 + 4 + 4) * counted.logits, "the loss and its softmax are in fp32"
 
 
 def test_a_model_that_looks_at_values_is_not_counted() -> None:

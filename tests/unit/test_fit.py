@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from launcher import fit, memory_table, plan_table
@@ -99,6 +102,56 @@ def test_auto_differs_with_the_memory(make_plan: MakePlan) -> None:
     assert len({(each.strategy, each.offload) for each in taken}) == 3
 
 
+def test_auto_takes_the_largest_micro_size_that_fits(make_plan: MakePlan) -> None:
+    """A GiB for each row under a fixed strategy; 16 rows a rank."""
+    batch, sharding = {"global_size": 64}, {"strategy": "zero3"}
+    taken = {}
+    for gib in (25, 30, 40, 200):
+        stage = planned(make_plan, gpus(gib), batch=batch, sharding=sharding).stages[1]
+        assert stage.fits
+        assert stage.batch.micro_size * stage.batch.accumulation == 16
+        assert stage.settings.evaluate.micro_size == 2 * stage.batch.micro_size
+        assert stage.settings.batch.micro_size == stage.batch.micro_size
+        taken[gib] = stage.batch.micro_size
+        if taken[gib] < 16:
+            assert f"auto took zero3 at micro size {taken[gib]}: zero3 at micro size 16 needs" in stage.why
+            larger = batch | {"micro_size": 2 * taken[gib]}
+            assert planned(make_plan, gpus(gib), batch=larger, sharding=sharding).stages[1].fits is False
+    assert list(taken.values()) == sorted(taken.values())
+    assert len(set(taken.values())) > 2
+
+
+def test_auto_checkpoints_before_it_offloads_and_never_where_it_is_told_not_to(make_plan: MakePlan) -> None:
+    def less_again(stage: StagePlan) -> Activations:
+        found = count(stage)
+        return replace(found, saved=found.saved // 8) if stage.settings.gradient_checkpointing else found
+
+    def settled(**changes: Any) -> StagePlan:
+        batch = {"global_size": 32, "micro_size": 8}
+        plan = make_plan(cluster=gpus(28), batch=batch, **changes)
+        return fit.with_memory(plan, facts(), less_again).stages[1]
+
+    stage = settled()
+    assert (stage.settings.gradient_checkpointing, stage.settings.sharding.offload) == (True, "none")
+    assert "with gradient checkpointing at micro size 8: ddp at micro size 8 needs" in stage.why
+    told = settled(gradient_checkpointing=False)
+    assert (told.settings.gradient_checkpointing, told.settings.sharding.offload) == (False, "cpu")
+
+
+@given(st.integers(8, 120), st.sampled_from([4, 24, 32, 60]), st.booleans())
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_auto_never_takes_what_its_own_model_refuses(
+    make_plan: MakePlan, gib: int, global_size: int, checkpoints: bool
+) -> None:
+    again = {"gradient_checkpointing": "auto" if checkpoints else False}
+    plan = planned(make_plan, gpus(gib), batch={"global_size": global_size}, **again)
+    for stage in plan.stages:
+        found = fit.verdict(stage, plan.cluster, facts(), count)
+        assert found.fits == stage.fits
+        assert found.memory == stage.memory
+        assert stage.fits or "no other strategy fits" in stage.why
+
+
 def test_on_the_cpu_auto_stays_ddp_and_nothing_is_refused(make_plan: MakePlan) -> None:
     machine = Cluster(gpus_per_node=0, ranks_per_node=2, host_memory_bytes=8 * GIB)
     plan = planned(make_plan, machine)
@@ -152,7 +205,7 @@ def test_the_table_and_the_breakdown(make_plan: MakePlan) -> None:
     assert "does not fit" in table
     assert plan.stages[1].why[:40] in table
     text = shown(memory_table.explained(plan, "full"))
-    assert "backward, the peak:" in text
+    assert "reduction, the peak:" in text, "ddp's largest gradient is on its way into its bucket"
     rows = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
     assert rows["optimizer"].count("█") > rows["activations"].count("█")
     with pytest.raises(UserError, match="--explain last: the stages are head, full"):
