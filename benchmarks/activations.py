@@ -56,7 +56,6 @@ MODELS: dict[str, tuple[str, Callable[[], nn.Module], list[tuple[int, int]]]] = 
     "ViT-S/16": ("pixel_values", of_config(VIT_SMALL, IMAGES), SIDES),
     "ResNet-18": ("x", lambda: torchvision.models.resnet18(num_classes=10), SIDES),
     "ResNet-50": ("x", lambda: torchvision.models.resnet50(num_classes=10), SIDES),
-    "ViT-B/16 (torchvision)": ("x", lambda: torchvision.models.vit_b_16(num_classes=10), SIDES),
 }
 
 
