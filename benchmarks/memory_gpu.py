@@ -67,7 +67,8 @@ def planned(case: dict[str, Any], cluster: Cluster) -> plan.RunPlan:
     data = DataFacts(train_rows=100, validation_rows=100, test_rows=0, labels=labels, majority=None, columns=[])
     resolved = plan.resolve(recipe, ".", cluster, facts, data)
     spec = None if is_lm else models.processor(recipe.model, recipe.task, Path())
-    return fit.with_memory(resolved, facts, survey.counter(recipe, Path(), cluster, labels, spec))
+    outline = models.outline(recipe.model, recipe.task, labels, Path())
+    return fit.with_memory(resolved, facts, survey.counter(recipe, outline, cluster, spec))
 
 
 def measured(run: plan.RunPlan, runtime: distributed.Runtime) -> dict[str, int]:
