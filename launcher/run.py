@@ -70,7 +70,7 @@ class Run:
         return digests
 
     def peak_memory_bytes(self) -> int:
-        """Peak memory of this rank so far: allocated on the GPU, or resident on a CPU rank."""
+        """Peak memory of this rank: allocated on the GPU in this stage, or resident on a CPU rank so far."""
         if self.runtime.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated())
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
