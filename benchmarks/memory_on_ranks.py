@@ -57,7 +57,8 @@ def filled(run: plan.RunPlan, sharding: AbstractContextManager[Any] | None) -> n
     recipe, stage = run.recipe, run.stages[0]
     module = models.skeleton(recipe.model, recipe.task, run.labels, Path(), sharding)
     if sharding is None:
-        module.to_empty(device="cpu")
+        # `to_empty` would empty the buffers too, and positions are looked up with them.
+        module._apply(lambda t: torch.empty_like(t, device="cpu") if t.is_meta else t)
         getattr(module, "tie_weights", lambda: None)()  # what was one parameter has become two
     with torch.no_grad():
         for parameter in module.parameters():
