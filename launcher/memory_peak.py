@@ -14,13 +14,12 @@ from launcher.memory import FP32_BYTES, ModelStates
 
 GIB = 2**30
 CONTEXT_BYTES = 1 * GIB
-"""Of a GPU process before its first tensor: CUDA context, loaded kernels, cuBLAS workspace, NCCL's buffers. The
-documentation of transformers measures 1.3 GB with all kernels loaded ("Model training anatomy"); since CUDA 12.2 they
-are loaded one by one: 0.75 GiB were measured on an H100 in a process that had trained under ddp (docs/memory.md)."""
+"""Of a GPU process outside of torch's allocator: CUDA context, loaded kernels, libraries. Measured on an H100: 0.75 GiB
+under ddp, 1.3 GiB with DeepSpeed (docs/memory.md); NCCL's buffers of several ranks were not among it."""
 PROCESS_BYTES = 850 * 2**20
 """Resident memory of a CPU rank before its first model: measured, `python -m benchmarks.memory --process`."""
 FRAGMENTATION = 0.05
-"""Share of what is taken and freed in each step that the caching allocator cannot use again. An assumption as well."""
+"""Share of what is taken and freed in each step that the caching allocator cannot use again. An assumption."""
 LOGITS_BYTES_PER_ELEMENT = 12
 """In the loss's backward, in fp32: the saved log-probabilities, the gradients before and after the log-softmax."""
 
