@@ -87,9 +87,11 @@ def plan(
     import gc
 
     from launcher import cluster, hub_access, memory_table, plan_table, recipe_io, session
-    from launcher.errors import EnvironmentProblem
+    from launcher.errors import EnvironmentProblem, UserError
     from launcher.plan import plan_json
 
+    if compare and (as_json or explain or any((gpus, gpu_memory, host_memory, ranks))):
+        raise UserError("--compare shows the plan for the cluster of that run, as a table: leave out the other options")
     checked, origins = recipe_io.load_with_origins(recipe, overrides or ())
     if compare:
         machines = session.read_plan(compare).cluster

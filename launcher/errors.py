@@ -6,7 +6,7 @@
     │   └── DataError        2    a file, a column or a label is not what the recipe says it is
     ├── EnvironmentProblem   3    no such GPU, no compiler, a port in use, a library missing
     ├── TrainingFailed       4    diverged, a hang, a frozen weight that moved
-    │   └── OutOfMemory      4    with the stage; under micro_size: auto the run goes on in smaller micro-batches
+    │   └── OutOfMemory      4    with the stage; with micro_size: auto `run` and `resume` go on in smaller ones
     ├── StoppedEarly        75    stopped on request; `thawline resume` goes on
     └── Interrupted        130    Ctrl-C
 

@@ -156,7 +156,7 @@ def _fits_without_activations(stage: StagePlan, cluster: Cluster, facts: ModelFa
 
 def _described(stage: StagePlan) -> str:
     sharding, batch = stage.settings.sharding, stage.batch
-    again = " with gradient checkpointing" if stage.settings.gradient_checkpointing else ""
+    again = " with gradient checkpointing" if stage.settings.gradient_checkpointing is True else ""
     return f"{_named(sharding.strategy, sharding.offload)}{again} at micro size {batch.micro_size}"
 
 
@@ -198,7 +198,7 @@ def _smaller_micro_sizes(stage: StagePlan, cluster: Cluster, facts: ModelFacts) 
 
 
 def _recomputing(stage: StagePlan, cluster: Cluster, facts: ModelFacts) -> Iterator[Way]:
-    if not stage.settings.gradient_checkpointing:
+    if stage.settings.gradient_checkpointing is not True:
         yield "gradient_checkpointing: true", _checkpointed(stage, True), cluster
 
 

@@ -35,7 +35,7 @@ def open_stage(run: Run, stage: StagePlan, start: Saved) -> Engine:
         module = models.skeleton(recipe.model, recipe.task, run.plan.labels, run.recipe_dir, sharding)
         load_weights(module, start.model, sharded=sharding is not None)
         stages.apply(module, stage)
-        if stage.settings.gradient_checkpointing:
+        if stage.settings.gradient_checkpointing is True:  # auto, in a plan of before there was the key: no
             recompute.enable(module)
         return module
 

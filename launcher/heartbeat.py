@@ -125,7 +125,7 @@ def read(folder: Path) -> dict[int, Beat]:
     for file in folder.glob("rank-*"):
         try:
             found[int(file.name.removeprefix("rank-"))] = Beat(**json.loads(file.read_text()))
-        except ValueError:
+        except (OSError, ValueError):  # a shared disk may lose a file that is replaced this moment
             continue
     return found
 
@@ -150,8 +150,9 @@ class Watch:
     def look(self, beats: Mapping[int, Beat], now: float | None = None) -> str | None:
         """Which ranks hang, in words; None while none does. To be called every few seconds."""
         now = time.monotonic() if now is None else now
-        if self._began is None or now - self._looked > max(30.0, self.hang_timeout_s / 2):
-            # This process slept too (a suspended job, a stopped machine): nobody is to blame for the time it missed.
+        if self._began is None or now - self._looked > max(30.0, min(SILENT_AFTER_S, self.hang_timeout_s) / 2):
+            # This process slept too (a suspended job, a stopped machine), or waited for the disk that the signs are on:
+            # nobody is to blame for the time it missed.
             self._began, self._seen = now, {}
         self._looked = now
         for rank, beat in beats.items():

@@ -31,23 +31,35 @@ def endpoint() -> str:
 
 
 def stay_offline_if_unreachable(recipe: Recipe) -> None:
-    """If the recipe needs the hub and nothing answers there, use its cache alone, here and in processes started later.
+    """Use the hub's cache alone, here and in processes started later, if the recipe needs it and nothing answers."""
+    if is_lost(recipe):
+        go_offline()
 
-    Says so. Behind a proxy nothing is tried, and whoever set HF_HUB_OFFLINE has decided already.
+
+def is_lost(recipe: Recipe) -> bool:
+    """Whether the recipe needs the hub and nothing answers there; says so.
+
+    Behind a proxy nothing is tried, and whoever set HF_HUB_OFFLINE has decided already.
     """
     if OFFLINE in os.environ or not _needs_hub(recipe) or any(os.environ.get(name) for name in PROXIES):
-        return
+        return False
     url = urlsplit(endpoint())
     port = url.port or (80 if url.scheme == "http" else 443)
     try:
         socket.create_connection((url.hostname or "", port), timeout=TIMEOUT_S).close()
     except OSError as error:
         log.warning("the hub, %s, cannot be reached (%s): what its cache holds is used", endpoint(), error)
-        os.environ[OFFLINE] = "1"
-        # The libraries read the variable when they are imported, which may have been before.
-        for name in ("huggingface_hub.constants", "datasets.config"):
-            if name in sys.modules:
-                vars(sys.modules[name])[OFFLINE] = True
+        return True
+    return False
+
+
+def go_offline() -> None:
+    """Switch the libraries to their offline mode, here and in processes started later."""
+    os.environ[OFFLINE] = "1"
+    # The libraries read the variable when they are imported, which may have been before.
+    for name in ("huggingface_hub.constants", "datasets.config"):
+        if name in sys.modules:
+            vars(sys.modules[name])[OFFLINE] = True
 
 
 def is_offline() -> bool:
@@ -81,6 +93,8 @@ def refusal(error: BaseException, key: str, name: str, revision: str | None) -> 
     page = f"{endpoint()}/{name}" if kind == "model" else f"{endpoint()}/datasets/{name}"
     for found in _causes(error):
         type_name, text = type(found).__name__, str(found)
+        if type_name == "HfHubHTTPError" and _status(found) in (401, 403):
+            return UserError(f"{key}: the hub refuses {name!r} ({text.splitlines()[0]}): {LOG_IN}")
         is_not_found = type_name == "DatasetNotFoundError"
         if type_name == "GatedRepoError" or (is_not_found and "gated" in text):
             return UserError(f"{key}: {name!r} is gated: accept its terms at {page}, then {LOG_IN}")
@@ -99,13 +113,19 @@ def refusal(error: BaseException, key: str, name: str, revision: str | None) -> 
 
 def is_unreachable(error: BaseException) -> bool:
     """Whether an error of the libraries comes of a hub that does not answer, or answers that it is out of order."""
-    names = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "HfHubHTTPError"}  # others that it raises are narrower
+    names = {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}
     return any(
         type(found).__name__ in names
+        or (type(found).__name__ == "HfHubHTTPError" and _status(found) >= 500)  # others that it raises are narrower
         or isinstance(found, ConnectionError)
         or "TransportError" in (kind.__name__ for kind in type(found).__mro__)  # of httpx or httpx2
         for found in _causes(error)
     )
+
+
+def _status(error: BaseException) -> int:
+    """Of the answer that an error tells of; 503 where there was none."""
+    return int(getattr(getattr(error, "response", None), "status_code", None) or 503)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -73,7 +73,11 @@ def train(session: Session, say: Callable[[str], None]) -> None:
     if session.standing == "unfinished" and (told := _with_less_memory(run_dir)):
         say(told)  # it ended under a launcher that starts no ranks again
     result = run_ranks(command, session.plan.cluster.ranks_per_node, run_dir)
-    while result.exit_code == OutOfMemory.exit_code and (told := _with_less_memory(run_dir, result.rank)):
+    while (
+        result.exit_code == OutOfMemory.exit_code
+        and not result.is_asked
+        and (told := _with_less_memory(run_dir, result.rank))
+    ):
         say(told)
         result = run_ranks(command, session.plan.cluster.ranks_per_node, run_dir)
     _close_status(run_dir, result)
@@ -84,7 +88,11 @@ def _with_less_memory(run_dir: RunDir, rank: int | None = None) -> str | None:
     """After a rank (that one) ran out of memory: plan its stage anew, and say so. None: none did, or nothing helps."""
     for error in rank_error.read_all(run_dir):
         if error.stage is not None and rank in (None, error.rank):
-            return micro_size.after_out_of_memory(run_dir, error.stage, error.rank, error.message)
+            told = micro_size.after_out_of_memory(run_dir, error.stage, error.rank, error.message)
+            rank_error.clear(
+                run_dir
+            )  # it is dealt with: a launcher that starts after this one is killed must not again
+            return told
     return None
 
 

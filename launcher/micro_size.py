@@ -39,11 +39,13 @@ def resized(stage: StagePlan, size: int, asked: Stage) -> StagePlan:
 def after_out_of_memory(run_dir: RunDir, name: str, rank: int, message: str) -> str | None:
     """Plan the stage of that name, in which the rank ran out of memory, with the next smaller micro size; what to tell.
 
-    None, and nothing is changed: the recipe says the size, or it is 1. All ranks read the plan when they start again,
-    so they agree.
+    None, and nothing is changed: the recipe says the size, it is 1, or the stage is of another plan. All ranks read the
+    plan when they start again, so they agree.
     """
     plan = RunPlan.model_validate_json(run_dir.plan.read_bytes())
-    stage = next(stage for stage in plan.stages if stage.name == name)
+    stage = next((stage for stage in plan.stages if stage.name == name), None)
+    if stage is None:
+        return None
     asked = plan.recipe.stages[stage.index]
     sizes = smaller(stage)
     if asked.batch.micro_size != "auto" or not sizes:

@@ -47,7 +47,7 @@ def _stages(plan: RunPlan) -> Table:
 def _stage_row(stage: StagePlan) -> tuple[Text, ...]:
     settings, batch = stage.settings, stage.batch
     offload = f", offload {settings.sharding.offload}" if settings.sharding.offload != "none" else ""
-    again = ", checkpointed" if settings.gradient_checkpointing else ""
+    again = ", checkpointed" if settings.gradient_checkpointing is True else ""
     warmup = f", warm-up {settings.schedule.warmup:.0%}" if settings.schedule.warmup else ""
     cells = (
         stage.name,

@@ -129,7 +129,8 @@ def _of_one(
     if facts.clock_ahead_s is not None and abs(facts.clock_ahead_s) > CLOCKS_WITHIN_S:
         side = "ahead of" if facts.clock_ahead_s > 0 else "behind"
         found.append(f"its clock is {abs(facts.clock_ahead_s):.0f} s {side} the head's; set its time service right")
-    least = max(_asked_bytes(memory), ranks_per_node * LEAST_MEMORY_BYTES)
+    # Of what the job asked for, the system of an idle node holds some itself.
+    least = max(int(0.8 * _asked_bytes(memory)), ranks_per_node * LEAST_MEMORY_BYTES)
     if facts.memory_bytes < least:
         found.append(
             f"{_gib(facts.memory_bytes)} of memory are free, and {ranks_per_node} ranks need {_gib(least)}; "

@@ -183,7 +183,8 @@ class Batch(Strict):
     """Samples in one optimizer step, over all ranks."""
     micro_size: PositiveInt | Literal["auto"] = "auto"
     """Samples a rank takes through the model at once. auto: the largest divisor of global_size / ranks up to 32 that
-    fits the memory by the plan; a stage that runs out of memory all the same goes on with the next smaller one."""
+    fits the memory by the plan; a stage that runs out of memory all the same goes on with the next smaller one, under
+    ``thawline run`` and ``resume``."""
 
 
 class AdamW(Strict):

@@ -20,7 +20,7 @@ from typing import IO, Any, Literal
 from pydantic import ValidationError
 
 from launcher import cluster as clusters
-from launcher import hub_access, recipe_io, split_stages
+from launcher import hub_access, rank_error, recipe_io, split_stages
 from launcher.cluster import Cluster
 from launcher.errors import UserError
 from launcher.plan import RunPlan
@@ -219,9 +219,11 @@ def _is_replaceable(run: RunDir, recipe: Recipe) -> bool:
 
 def _clear(run: RunDir) -> None:
     """Take out what a recipe left that trained nothing."""
-    for file in (run.plan, run.status, run.metrics, run.wandb_id, run.latest):
+    for file in (run.plan, run.status, run.metrics, run.wandb_id, run.latest, run.events):
         file.unlink(missing_ok=True)
-    shutil.rmtree(run.checkpoints, ignore_errors=True)  # its model, untrained
+    rank_error.clear(run)
+    for folder in (run.checkpoints, run.stages):  # its model, untrained
+        shutil.rmtree(folder, ignore_errors=True)
     run.create()
 
 

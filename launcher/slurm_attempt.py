@@ -72,15 +72,17 @@ def judge(run: RunDir, attempt: Path, srun_code: int) -> LaunchResult:
     real = [error for error in errors if error.exit_code not in STOPPED_CODES]
     if first := next((error for error in real if not error.secondary), None):
         return _from_error(first, attempt)
+    last = last_stage()
+    is_done = last is not None and any(run.stages.glob(f"[0-9]*-{last}/{run.proof(0, last).name}"))
+    is_finished = is_done or (run.status.is_file() and read_status(run).state == "finished")
+    if is_finished and not errors:  # whatever was said of it in its last moment
+        return LaunchResult(0)
     if (hung := attempt / "hung").is_file():
         return LaunchResult(TrainingFailed.exit_code, f"{hung.read_text()}; {_logs(attempt)}", is_passing=True)
     if real:
         return _silent_end(run, real, attempt)
     if errors:
         return LaunchResult(errors[0].exit_code, errors[0].message)
-    last = last_stage()
-    is_done = last is not None and any(run.stages.glob(f"[0-9]*-{last}/{run.proof(0, last).name}"))
-    is_finished = is_done or (run.status.is_file() and read_status(run).state == "finished")
     if srun_code == 0 and is_finished:
         return LaunchResult(0)
     if srun_code == 0:

@@ -27,7 +27,8 @@ from launcher.preflight import Facts
 from launcher.run_dir import RunDir
 from launcher.status import close_status
 
-PATIENCE_S = 60.0
+PATIENCE_S = float(os.environ.get("THAWLINE_PREFLIGHT_S", "120"))
+"""For all nodes to answer: their prolog, python from a cold disk and nvidia-smi are in it."""
 LINK_TIMEOUT_S = 10.0
 _MARK = "thawline-facts "
 """What a line of facts begins with, among whatever else a node prints."""

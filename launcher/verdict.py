@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.errors import EnvironmentProblem, Interrupted, StoppedEarly, ThawlineError, TrainingFailed, UserError
@@ -54,6 +54,8 @@ class LaunchResult:
     rank: int | None = None
     """Whose error it was."""
     is_port_taken: bool = False
+    is_asked: bool = False
+    """The launcher had been asked to stop; then nothing is started again."""
     is_passing: bool = False
     """It failed for a machine's sake, and another attempt may go well."""
 
@@ -91,7 +93,7 @@ def judge(
         elif end.code not in STOPPED_CODES and not end.is_by_launcher:
             causes.append((False, end.at, _from_silence(end, len(ended), run_dir)))
     if causes:
-        return min(causes, key=lambda cause: cause[:2])[2]
+        return replace(min(causes, key=lambda cause: cause[:2])[2], is_asked=asked is not None)
     if all(end.code == 0 for end in ended):
         return LaunchResult(0)
     return _stopped(ended, errors, asked, run_dir)

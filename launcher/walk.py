@@ -83,7 +83,8 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
             "check the driver and that torch is a CUDA build, or hide the GPUs with CUDA_VISIBLE_DEVICES= and plan anew"
         )
     recipe, recipe_dir = plan.recipe, Path(plan.recipe_dir)
-    hub_access.stay_offline_if_unreachable(recipe)
+    if any(runtime.gather(hub_access.is_lost(recipe))):  # all ranks or none, or they might read other versions
+        hub_access.go_offline()
     splits = data.load(recipe.data, recipe.task, recipe_dir)
     if found := splits.facts().differences(plan.data):
         raise UserError(
@@ -101,7 +102,7 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
     run = Run(plan, run_dir, runtime, splits, task, tracker, stop)
     with tracker:
         last = train_stages(run, saved or first_checkpoint(run))
-        if runtime.is_first and last.position.stage == plan.stages[-1].name:
+        if runtime.is_first and last.position.is_stage_end and last.position.stage == plan.stages[-1].name:
             finish(run, last, processor)
         elif runtime.is_first:
             tracker.finished("stopped", f"stage {last.position.stage} is done; the next one is another job's")

@@ -207,6 +207,8 @@ def test_what_a_rank_started_ends_with_it(launch: Launch) -> None:
     for new in (False, True):
         child = subprocess.Popen(["sleep", "600"], start_new_session=new)
         (RUN.path / f"child-{RANK}-{new}").write_text(str(child.pid))
+    while RANK and len([file for file in RUN.path.glob("child-*") if file.read_text()]) < 4:
+        time.sleep(0.01)
     fail(errors.TrainingFailed("loss is nan")) if RANK else None
     """
     launched = launch(worker)

@@ -81,7 +81,7 @@ def test_a_watch_that_slept_itself_blames_nobody() -> None:
 
 def test_of_many_a_few_are_named() -> None:
     watch = Watch(1024, 600)
-    found = [watch.look({0: beat(0, turn, turn)}, now=100.0 * turn) for turn in range(7)][-1]
+    found = [watch.look({0: beat(0, turn, turn)}, now=50.0 * turn) for turn in range(14)][-1]
     assert found is not None
     assert found.startswith("rank 1, rank 2, ")
     assert "and 1015 more gave no first sign of life in 600 s" in found

@@ -41,7 +41,7 @@ def test_nodes_that_are_alike_have_no_problem() -> None:
         ({"link_error": "it does not reach the head at n0:2"}, "n1: it does not reach the head"),
         ({"clock_ahead_s": -62.0}, "n1: its clock is 62 s behind the head's"),
         ({"clock_ahead_s": 7.0}, "n1: its clock is 7 s ahead of the head's"),
-        ({"memory_bytes": 31 * 2**30}, "n1: 31.0 GiB of memory are free, and 8 ranks need 32.0 GiB"),
+        ({"memory_bytes": 20 * 2**30}, "n1: 20.0 GiB of memory are free, and 8 ranks need 25.6 GiB"),
         ({"gpus": 7}, "n1: 7 GPUs answer, and the job asked for 8"),
         ({"gpus": 0, "gpu_error": "nvidia-smi failed with exit code 9"}, "n1: nvidia-smi failed with exit code 9"),
     ],

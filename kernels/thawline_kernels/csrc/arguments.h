@@ -104,7 +104,11 @@ int64_t num_norm_chunks(const Tensors& grads) {
 void check_sums(const Tensors& grads, const Tensor& sums) {
     STD_TORCH_CHECK(sums.scalar_type() == ScalarType::Double && sums.numel() == num_norm_chunks(grads) && sums.is_contiguous(),
                     "thawline: sums must be float64, one element for each chunk of ", NORM_CHUNK, " elements of each gradient");
-    for (const Tensor& grad : grads) check_dense(grad);
+    for (const Tensor& grad : grads) {
+        check_dense(grad);
+        STD_TORCH_CHECK(grad.is_cpu() == sums.is_cpu() && grad.get_device() == sums.get_device(),
+                        "thawline: a gradient is on another device than the sums");
+    }
 }
 
 }  // namespace

@@ -55,13 +55,19 @@ class Tables {
                 tables_.splice(tables_.begin(), tables_, table);
                 return table->memory.data_ptr();
             }
+        cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+        check_cuda(cudaStreamIsCapturing(stream, &capture), "asking whether a graph is captured");
+        STD_TORCH_CHECK(capture == cudaStreamCaptureStatusNone,
+                        "thawline: a captured graph would write its table of tensors from host memory that is gone when it is "
+                        "replayed; take one step with these tensors on this stream before the capture");
         const auto made = make(source);
         const size_t made_size = made.size() * sizeof(made[0]);
-        tables_.push_front({kind, stream, device, std::vector<char>(bytes, bytes + size), bytes_on(device, made_size)});
-        void* const memory = tables_.front().memory.data_ptr();
-        check_cuda(cudaMemcpyAsync(memory, made.data(), made_size, cudaMemcpyHostToDevice, stream), "writing a table of tensors");
+        const Tensor memory = bytes_on(device, made_size);
+        check_cuda(cudaMemcpyAsync(memory.data_ptr(), made.data(), made_size, cudaMemcpyHostToDevice, stream),
+                   "writing a table of tensors");
+        tables_.push_front({kind, stream, device, std::vector<char>(bytes, bytes + size), memory});
         if (tables_.size() > MAX_TABLES) tables_.pop_back();
-        return memory;
+        return memory.data_ptr();
     }
 
     template <class Entry>
