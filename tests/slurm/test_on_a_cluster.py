@@ -152,8 +152,8 @@ def test_at_the_time_limit_and_when_preempted_it_saves_and_is_queued_again(troub
     assert f"job {number} RUNNING on node[1-2], attempt 1" in shown
     cluster.run("sbatch", "--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true")
     troubled.queued_again(2)
-    assert [(troubled.attempt(which) / "stop").exists() for which in (0, 1)] == [True, True]
-    assert troubled.log().count("queued again") == 2
+    wait_until(lambda: all((troubled.attempt(which) / "stop").exists() for which in (0, 1)), troubled.run)
+    wait_until(lambda: troubled.log().count("queued again") == 2, troubled.run)
 
 
 @pytest.mark.timeout(900)  # four attempts, and what SLURM waits for before it believes that a node is gone
