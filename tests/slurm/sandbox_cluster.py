@@ -71,7 +71,7 @@ class Cluster:
 
     def slow_down(self, node: str, *, undo: bool = False) -> None:
         """Make a step's collectives over its link take seconds, at no cost to the processors."""
-        rate = ("tbf", "rate", "40mbit", "burst", "64kb", "latency", "2s")
+        rate = ("tbf", "rate", "20mbit", "burst", "64kb", "latency", "2s")
         change = ("del",) if undo else ("add",)
         # A node that was booted meanwhile has a new link, at full speed.
         self.run("tc", "qdisc", *change, "dev", f"slbr0-{node}", "root", *(() if undo else rate), check=not undo)
