@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks.memory_on_ranks import VALUE, filled
-from launcher import activations, backends, distributed, fit, models, optim, plan, survey
-from launcher.backends import Parts
+from benchmarks.memory_on_ranks import built
+from launcher import activations, distributed, fit, models, plan, survey
 from launcher.cluster import Cluster
 from launcher.data_facts import DataFacts
 from launcher.recipe import Recipe
@@ -76,15 +75,7 @@ def measured(run: plan.RunPlan, runtime: distributed.Runtime) -> dict[str, int]:
     stage, recipe = run.stages[0], run.recipe
     is_lm, device = recipe.task.kind == "causal-lm", runtime.device
     spec = None if is_lm else models.processor(recipe.model, recipe.task, Path())
-    facts = models.facts(recipe.model, recipe.task, len(run.labels) if run.labels else None, Path())
-    shapes = {parameter.name: parameter.shape for parameter in facts.parameters}
-    engine = backends.build(
-        Parts(
-            stage=stage, runtime=runtime, load_module=lambda sharding: filled(run, sharding),
-            make_optimizer=lambda module: optim.build(stage, module, {}), clipped_step=optim.clipped_step,
-            start_tensor=lambda name: torch.full(shapes[name], VALUE),
-        )
-    )  # fmt: skip
+    engine = built(run, runtime)
 
     def loss(micro_size: int) -> torch.Tensor:
         inputs = activations.inputs_of(recipe.task, spec, micro_size, recipe.data.max_length)
@@ -168,8 +159,8 @@ def in_a_process(case: dict[str, Any]) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"the case {case} failed:\n{done.stderr[-4000:]}")
-        [report] = json.loads(file.read_text())
-        return report  # type: ignore[no-any-return]
+        measured_cases: list[dict[str, Any]] = json.loads(file.read_text())
+        return measured_cases[0]
 
 
 def main() -> None:

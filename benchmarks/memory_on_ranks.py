@@ -90,19 +90,27 @@ def predicted(run: plan.RunPlan, facts: ModelFacts, inputs: dict[str, torch.Tens
     return dataclasses.asdict(states) | {"activations": counted.saved}
 
 
+def built(run: plan.RunPlan, runtime: distributed.Runtime) -> backends.Engine:
+    """The engine of a case, as a run builds it, with the same value everywhere."""
+    stage, recipe = run.stages[0], run.recipe
+    facts = models.facts(recipe.model, recipe.task, len(run.labels) if run.labels else None, Path())
+    shapes = {parameter.name: parameter.shape for parameter in facts.parameters}
+    return backends.build(
+        Parts(
+            stage=stage, runtime=runtime, load_module=lambda sharding: filled(run, sharding),
+            make_optimizer=lambda module: optim.build(stage, module, {}), clipped_step=optim.clipped_step,
+            start_tensor=lambda name: torch.full(shapes[name], VALUE),
+        )
+    )  # fmt: skip
+
+
 def measured(
     run: plan.RunPlan, runtime: distributed.Runtime, inputs: dict[str, torch.Tensor]
 ) -> tuple[dict[str, int], list[str]]:
     """The bytes that this rank really holds: gradients between two micro-batches, the rest after the step; and the
     digests of what it computed."""
     stage = run.stages[0]
-    engine = backends.build(
-        Parts(
-            stage=stage, runtime=runtime, load_module=lambda sharding: filled(run, sharding),
-            make_optimizer=lambda module: optim.build(stage, module, {}), clipped_step=optim.clipped_step,
-            start_tensor=lambda name: torch.full(sizes[name], VALUE),
-        )
-    )  # fmt: skip
+    engine = built(run, runtime)
     gradients = saved_bytes = 0
     computed: list[tuple[str, torch.Tensor]] = []
     distributed.seed_step(0, 0, 0, runtime.rank)  # the dropout of cases that are alike is the same
@@ -127,15 +135,11 @@ def measured(
     return held | {"gradients": gradients} | activated, list(stages.digests(computed).values())
 
 
-sizes: dict[str, tuple[int, ...]] = {}
-
-
 def main() -> None:
     runtime = distributed.start()
     cases, report = json.loads(Path(sys.argv[1]).read_text()), []
     for case in cases:
         run, facts = planned(case, runtime.ranks)
-        sizes.update({parameter.name: parameter.shape for parameter in facts.parameters})
         spec = None
         if run.recipe.task.kind == "image-classification":
             spec = models.processor(run.recipe.model, run.recipe.task, Path())

@@ -13,7 +13,8 @@ from typing import Any
 
 from launcher.data_facts import DataFacts
 from launcher.errors import UserError
-from launcher.recipe import HubData, Recipe
+from launcher.recipe import Recipe
+from launcher.recipe_data import HubData
 
 
 def _llama(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str, Any]:

@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 from launcher.data_facts import DataFacts
 from launcher.errors import DataError
 from launcher.labels import label_ids
-from launcher.recipe import Data, ImageFolderData, Task
+from launcher.recipe import Task
+from launcher.recipe_data import Data, ImageFolderData
 from launcher.rows import Rows, is_text
 from launcher.sampling import sample
 from launcher.sources import read

@@ -16,7 +16,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from launcher.errors import UserError
-from launcher.recipe import HubData, Recipe
+from launcher.recipe import Recipe
+from launcher.recipe_data import HubData
 
 log = logging.getLogger(__name__)
 OFFLINE = "HF_HUB_OFFLINE"

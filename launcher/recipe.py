@@ -9,8 +9,20 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from launcher.recipe_data import Data
+from launcher.recipe_types import (
+    Betas,
+    Interval,
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Strict,
+)
 from launcher.slurm_options import Slurm
 
 TASKS_NOT_BUILT_YET = (
@@ -20,27 +32,6 @@ TASKS_NOT_BUILT_YET = (
 SOURCES_NOT_BUILT_YET = ("audiofolder", "voc")
 SCHEDULES_NOT_BUILT_YET = ("step", "polynomial", "plateau")
 SHARDING_NOT_BUILT_YET = {"strategy": ("fsdp",), "offload": ("nvme",)}
-
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[
-    str,
-    Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", title="text of 1 to 64 a-z 0-9 . _ -, first a letter or digit"),
-]
-Betas = Annotated[tuple[Probability, Probability], Field(strict=False)]
-"""A list will do for a tuple, its entries are as strict as anywhere."""
-Interval = Annotated[str, Field(pattern=r"^[1-9][0-9]*(ep|st)$", examples=["1ep", "200st"])]
-"""``1ep`` = every epoch, ``200st`` = every 200 optimizer steps."""
-
-
-class Strict(BaseModel):
-    """Frozen, no unknown keys, no silent conversion of types (an int is a float, nothing else)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
 
 # --- the task ---------------------------------------------------------------------------------------------------------
 # Each kind says which columns it reads (what `data.columns` may rename) and which metrics `evaluate.best` may name.
@@ -106,73 +97,6 @@ class Model(Strict):
     head: Head = Head()
     dropout: Probability | None = None
     """Set: overrides every dropout probability of the model."""
-
-
-# --- the data ---------------------------------------------------------------------------------------------------------
-class Split(Strict):
-    """How the validation rows are taken when the data names none."""
-
-    validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the rows; 0 for none."""
-    seed: NonNegativeInt = 0
-    """Of the choice; another gives other rows."""
-    stratify: str | None = None
-    """Column whose proportions both splits keep."""
-    dedupe: str | None = None
-    """Column whose repeated values are dropped (the first stays) before the split, so that none lies on both sides."""
-
-
-class DataSettings(Strict):
-    """What all sources share."""
-
-    columns: dict[str, str] = {}
-    """What the task calls a column -> what the data calls it."""
-    split: Split = Split()
-    limit: PositiveInt | None = None
-    """Rows to keep, for a first try; taken at random with the split's seed, before the split."""
-    max_length: PositiveInt = 512
-    """Tokens a text is cut to."""
-    num_workers: NonNegativeInt = 0
-    """Processes a rank that prepare batches; 0: the rank itself."""
-
-
-Files = str | list[str] | dict[Literal["train", "validation", "test"], str | list[str]]
-"""Path, glob or ``package:IMPORT/PATH``; a list of them; or one of either for each split. Relative to the recipe."""
-
-
-class TableData(DataSettings):
-    """Rows from files. ``package``: as the other four, told apart by the files' suffix."""
-
-    source: Literal["csv", "json", "parquet", "text", "package"]
-    files: Files
-    """Path, glob or ``package:IMPORT/PATH``; a list of them; or one of either for each split."""
-    encoding: str = "utf-8"
-    """Of csv, json and text files, such as ``latin-1``."""
-
-
-class ImageFolderData(DataSettings):
-    """``files`` is a folder with one folder a label, or with train/, validation/ and test/ folders of such."""
-
-    source: Literal["imagefolder"]
-    files: Files
-    """A folder, or one for each split."""
-
-
-class HubData(DataSettings):
-    """A dataset of the Hugging Face hub."""
-
-    source: Literal["hub"]
-    dataset: str = Field(min_length=1)
-    """``owner/name``"""
-    config: str | None = None
-    """The dataset's configuration, where it has several."""
-    revision: str | None = None
-    """Commit, branch or tag of the dataset."""
-    splits: dict[Literal["train", "validation", "test"], str] = {}
-    """Our split -> the dataset's name for it; default the same names."""
-
-
-Data = Annotated[TableData | ImageFolderData | HubData, Field(discriminator="source")]
 
 
 # --- what a stage may set again ---------------------------------------------------------------------------------------

@@ -27,12 +27,7 @@ from launcher.allowed import (
 )
 from launcher.allowed import choices as choices_of
 from launcher.errors import Problem
-from launcher.recipe import (
-    SCHEDULES_NOT_BUILT_YET,
-    SHARDING_NOT_BUILT_YET,
-    SOURCES_NOT_BUILT_YET,
-    TASKS_NOT_BUILT_YET,
-)
+from launcher.recipe import SCHEDULES_NOT_BUILT_YET, SHARDING_NOT_BUILT_YET, SOURCES_NOT_BUILT_YET, TASKS_NOT_BUILT_YET
 from launcher.recipe_merge import DISCRIMINATORS, stage_names
 from launcher.yaml_tree import Key, Tree, walk
 

@@ -1,6 +1,6 @@
 """The recipe as JSON Schema, for editors that complete and check YAML: ``thawline schema``.
 
-Owns what the types of `recipe` alone do not say: the docstrings of their fields, and what is looser in a file than in a
+Owns what the types alone do not say: the docstrings of their fields, and what is looser in a file than in a
 merged recipe (``extends`` may bring the required keys, a map that names no kind takes the inherited one).
 """
 
@@ -11,10 +11,12 @@ import inspect
 from functools import cache
 from typing import Any
 
-import launcher.recipe as types
-from launcher import slurm_options
+from launcher import recipe, recipe_data, slurm_options
 from launcher.recipe import Recipe
 from launcher.recipe_merge import DISCRIMINATORS
+
+SECTIONS = (recipe, recipe_data, slurm_options)
+"""The modules that hold the recipe's types."""
 
 
 def schema() -> dict[str, Any]:
@@ -43,7 +45,7 @@ def schema() -> dict[str, Any]:
 def _docstrings() -> dict[str, dict[str, str]]:
     """Class -> field -> the docstring that stands under it."""
     found: dict[str, dict[str, str]] = {}
-    nodes = [node for module in (types, slurm_options) for node in ast.parse(inspect.getsource(module)).body]
+    nodes = [node for module in SECTIONS for node in ast.parse(inspect.getsource(module)).body]
     for node in nodes:
         if not isinstance(node, ast.ClassDef):
             continue
@@ -57,6 +59,7 @@ def _docstrings() -> dict[str, dict[str, str]]:
 
 
 def field_docstrings(model: str) -> dict[str, str]:
-    """Field -> its docstring, of a model of `recipe` and those it builds on."""
-    bases = [base.__name__ for base in getattr(types, model).__mro__ if base.__name__ in _docstrings()]
+    """Field -> its docstring, of a model of a recipe and those it builds on."""
+    [kind] = {getattr(section, model) for section in SECTIONS if hasattr(section, model)}
+    bases = [base.__name__ for base in kind.__mro__ if base.__name__ in _docstrings()]
     return {key: words for base in reversed(bases) for key, words in _docstrings()[base].items()}

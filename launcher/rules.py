@@ -13,7 +13,8 @@ from pathlib import PurePosixPath
 
 from launcher import slurm_options
 from launcher.errors import Problem
-from launcher.recipe import CausalLM, HubData, ImageClassification, ImageFolderData, Recipe, Stage, TableData
+from launcher.recipe import CausalLM, ImageClassification, Recipe, Stage
+from launcher.recipe_data import HubData, ImageFolderData, TableData
 
 Rule = Callable[[Recipe], Iterator[Problem]]
 

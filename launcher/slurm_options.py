@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-PositiveInt = Annotated[int, Field(gt=0)]
+from launcher.recipe_types import PositiveInt, Strict
+
 Word = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]{0,127}$", title="a name of letters, digits and _ . , @ + -")
 ]
@@ -56,11 +57,8 @@ SrunArgument = Annotated[
 MailEvent = Literal["BEGIN", "END", "FAIL", "REQUEUE", "INVALID_DEPEND", "TIME_LIMIT", "TIME_LIMIT_80", "ALL"]
 
 
-class Slurm(BaseModel):
+class Slurm(Strict):
     """What `thawline submit` asks SLURM for. It changes nothing in the training, so a run may go on under another."""
-
-    # As `recipe.Strict`, which stands above this module.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     job_name: Word | None = None
     """Name in the queue. None: the recipe's."""

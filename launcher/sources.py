@@ -15,7 +15,7 @@ import pyarrow as pa
 from launcher import hub_access
 from launcher.errors import DataError, EnvironmentProblem
 from launcher.file_locations import existing_path, matching_files
-from launcher.recipe import Files, HubData, ImageFolderData, TableData
+from launcher.recipe_data import Files, HubData, ImageFolderData, TableData
 from launcher.table_files import FORMATS, SUFFIXES, Table, Wanted, present, row_numbers
 
 SPLITS = ("train", "validation", "test")

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from launcher.packing import Batch
-from launcher.recipe import Data, Task
+from launcher.recipe import Task
+from launcher.recipe_data import Data
 from launcher.tasks.bound import BoundTask, Metrics
 from launcher.tasks.causal_lm import BoundCausalLM
 from launcher.tasks.image_classification import BoundImageClassification

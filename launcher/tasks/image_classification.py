@@ -9,7 +9,8 @@ import torch
 
 from launcher.image_spec import ImageSpec
 from launcher.packing import Batch
-from launcher.recipe import Data, ImageClassification
+from launcher.recipe import ImageClassification
+from launcher.recipe_data import Data
 from launcher.tasks.bound import Features, Row
 from launcher.tasks.classification import NO_LABEL, Classification
 from launcher.tasks.images import Images

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 
 from launcher.packing import Batch
-from launcher.recipe import Data, TextClassification
+from launcher.recipe import TextClassification
+from launcher.recipe_data import Data
 from launcher.tasks.bound import Features, Row
 from launcher.tasks.classification import NO_LABEL, Classification
 from launcher.tasks.tokens import Tokens, as_weights, num_tokens

@@ -14,7 +14,8 @@ from pydantic import TypeAdapter
 
 from launcher.data import load
 from launcher.errors import DataError, EnvironmentProblem
-from launcher.recipe import CausalLM, Data, ImageClassification, Task, TextClassification
+from launcher.recipe import CausalLM, ImageClassification, Task, TextClassification
+from launcher.recipe_data import Data
 
 TEXTS = TextClassification(kind="text-classification")
 IMAGES = ImageClassification(kind="image-classification")

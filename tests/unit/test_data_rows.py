@@ -14,7 +14,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from launcher.data import Splits, load
-from launcher.recipe import CausalLM, Data, ImageClassification, Task, TextClassification
+from launcher.recipe import CausalLM, ImageClassification, Task, TextClassification
+from launcher.recipe_data import Data
 from launcher.rows import Rows
 
 TEXTS = TextClassification(kind="text-classification")

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import RecipeError
-from launcher.recipe import SGD, AdamW, Cosine, HubData, ImageFolderData, Linear, Recipe, TableData
+from launcher.recipe import SGD, AdamW, Cosine, Linear, Recipe
+from launcher.recipe_data import HubData, ImageFolderData, TableData
 from launcher.recipe_io import dump, load, load_with_origins, raw, schema, to_yaml
 from launcher.yaml_tree import parse
 

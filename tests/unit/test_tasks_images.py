@@ -19,7 +19,8 @@ from launcher import image_spec
 from launcher.data import load
 from launcher.errors import DataError, UserError
 from launcher.image_spec import ImageSpec
-from launcher.recipe import Data, ImageClassification
+from launcher.recipe import ImageClassification
+from launcher.recipe_data import Data
 from launcher.tasks import BoundTask, bind
 from launcher.tasks.images import OPERATIONS, RANDAUGMENT_LEVEL, augmented, open_rgb
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from launcher.batches import evaluation_batches
 from launcher.data import load
 from launcher.evaluation import evaluate
-from launcher.recipe import CausalLM, TableData, TextClassification
+from launcher.recipe import CausalLM, TextClassification
+from launcher.recipe_data import TableData
 from launcher.tasks import bind
 from transformers import AutoTokenizer
 

@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, BertConfig, RobertaConfig
 
 from launcher.errors import DataError, UserError
 from launcher.packing import Batch
-from launcher.recipe import CausalLM, Data, Task, TextClassification
+from launcher.recipe import CausalLM, Task, TextClassification
+from launcher.recipe_data import Data
 from launcher.tasks import BoundTask, bind
 
 LABELS = ["negative", "neutral", "positive"]
