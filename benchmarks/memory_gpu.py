@@ -39,7 +39,7 @@ def cases(smollm2: str, llama: str) -> list[dict[str, Any]]:
     lm: dict[str, Any] = {"task": {"kind": "causal-lm"}, "train": ["all"], "precision": "bf16"}
     small = lm | {"model": "SmolLM2-135M", "source": smollm2, "micro_size": 8, "length": 512}
     large = lm | {"model": "Llama 1.1B", "source": llama, "micro_size": 4, "length": 1024}
-    images = {"model": "ResNet-50", "source": "torchvision:resnet50", "micro_size": 64, "length": 0, "train": ["all"]}
+    images = {"model": "ResNet-50", "source": "torchvision:resnet50", "micro_size": 64, "length": 224, "train": ["all"]}
     images |= {"task": {"kind": "image-classification", "image_size": 224}}
     found = [one | {"strategy": s, "offload": o} for one in (small, large) for s, o in SHARDINGS]
     found += [small | {"train": ["head", "layers[-4:]"], "strategy": s, "offload": "none"} for s in ("ddp", "zero2")]

@@ -89,9 +89,8 @@ def _with_less_memory(run_dir: RunDir, rank: int | None = None) -> str | None:
     for error in rank_error.read_all(run_dir):
         if error.stage is not None and rank in (None, error.rank):
             told = micro_size.after_out_of_memory(run_dir, error.stage, error.rank, error.message)
-            rank_error.clear(
-                run_dir
-            )  # it is dealt with: a launcher that starts after this one is killed must not again
+            # It is dealt with: a launcher that comes after this one was killed must not do so again.
+            rank_error.clear(run_dir)
             return told
     return None
 

@@ -105,7 +105,9 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
         if runtime.is_first and last.position.is_stage_end and last.position.stage == plan.stages[-1].name:
             finish(run, last, processor)
         elif runtime.is_first:
-            tracker.finished("stopped", f"stage {last.position.stage} is done; the next one is another job's")
+            at = last.position
+            where = f"stage {at.stage} is done" if at.is_stage_end else f"stage {at.stage} stands at step {at.step}"
+            tracker.finished("stopped", f"{where}; what follows is another job's")
         runtime.barrier()
 
 
