@@ -55,7 +55,7 @@ def run(
         return cli_cluster.run_on_nodes(nodes or "", recipe, overrides or (), run_dir, ranks, ssh=ssh)
     from launcher import launch, session
 
-    launch.train(session.open_run(recipe, overrides or (), run_dir, ranks=ranks), print)
+    launch.train(session.claim_run(recipe, overrides or (), run_dir, ranks), print)
 
 
 @app.command()

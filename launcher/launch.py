@@ -25,18 +25,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
-from launcher import micro_size, orphans, rank_error
+from launcher import micro_size, orphans, rank_error, session
 from launcher.cluster import threads_per_rank
-from launcher.errors import EnvironmentProblem, Interrupted, OutOfMemory, StoppedEarly
+from launcher.errors import EnvironmentProblem, Interrupted, OutOfMemory, StoppedEarly, UserError
 from launcher.rank_process import RankProcess
 from launcher.run_dir import RunDir
+from launcher.session import Claim
 from launcher.status import close_status, read_status
 from launcher.verdict import STOPPED_CODES, Ended, LaunchResult, judge
-
-if TYPE_CHECKING:
-    from launcher.session import Session
 
 FORWARDED = {
     signal.SIGTERM: signal.SIGTERM,
@@ -59,27 +57,29 @@ class Grace:
     """When a stop was asked for: they finish a step and write a checkpoint. A second Ctrl-C cuts it short."""
 
 
-def train(session: Session, say: Callable[[str], None]) -> None:
+def train(claim: Claim, say: Callable[[str], None]) -> None:
     """Start the ranks of a run and wait for their end; nothing but a word when it is finished already.
 
     Raises: a ThawlineError with the first real error, or StoppedEarly or Interrupted when a stop was asked for.
     """
-    run_dir = RunDir(session.path)
-    if session.standing == "finished":
-        say(f"{session.path} is finished: {read_status(run_dir).message or run_dir.model}")
+    run_dir = RunDir(claim.path)
+    if claim.standing == "finished":
+        say(f"{claim.path} is finished: {read_status(run_dir).message or run_dir.model}")
         return
-    say(f"{session.path}: {'a new run' if session.standing == 'new' else 'goes on'} on {session.plan.cluster}")
-    command = [sys.executable, "-m", "launcher.worker", str(run_dir.recipe), "--run-dir", str(run_dir.path)]
-    if session.standing == "unfinished" and (told := _with_less_memory(run_dir)):
+    say(f"{claim.path}: {'a new run' if claim.standing == 'new' else 'goes on'} on {claim.cluster}")
+    command = [sys.executable, "-m", "launcher.worker", *claim.arguments]
+    if claim.standing == "unfinished" and (told := _with_less_memory(run_dir)):
         say(told)  # it ended under a launcher that starts no ranks again
-    result = run_ranks(command, session.plan.cluster.ranks_per_node, run_dir)
+    result = run_ranks(command, claim.cluster.ranks_per_node, run_dir)
     while (
         result.exit_code == OutOfMemory.exit_code
         and not result.is_asked
         and (told := _with_less_memory(run_dir, result.rank))
     ):
         say(told)
-        result = run_ranks(command, session.plan.cluster.ranks_per_node, run_dir)
+        result = run_ranks(command, claim.cluster.ranks_per_node, run_dir)
+    if result.exit_code == UserError.exit_code:
+        session.withdraw(claim)
     _close_status(run_dir, result)
     result.raise_if_failed()
 

@@ -24,19 +24,25 @@ LAUNCH_TOKEN = "THAWLINE_LAUNCH_TOKEN"
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
+def launcher_pid() -> int | None:
+    """The process of ``thawline run`` that started this rank; None under torchrun or accelerate, and in itself."""
+    pid = os.environ.get(LAUNCHER_PID)
+    return int(pid) if pid else None
+
+
 def die_with_parent() -> None:
     """Ask the kernel for SIGKILL when the launcher dies. Does nothing when THAWLINE_LAUNCHER_PID is not set.
 
     SIGKILL, because a rank that waits in a collective for one that is gone handles no other signal.
     """
-    launcher = os.environ.get(LAUNCHER_PID)
-    if not launcher:
+    launcher = launcher_pid()
+    if launcher is None:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         number = ctypes.get_errno()
         raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
-    if os.getppid() != int(launcher):  # it died before the request was made, so no signal will come
+    if os.getppid() != launcher:  # it died before the request was made, so no signal will come
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,26 +1,27 @@
-"""What a command decides before any rank starts: is this run new, unfinished, finished, or another one's folder.
+"""What is decided before any training: is this run new, unfinished, finished, or another one's folder.
 
-Owns the writing of ``recipe.yaml`` and ``plan.json``, once, and the lock that lets one process at a time work on a run.
+Owns the writing of ``recipe.yaml`` and ``plan.json``, once.
 A run that exists keeps its plan: what was asked now is compared with it, and a difference is an error that says where,
 unless nothing that it trained is saved yet: then the run is planned anew.
-Called by `cli`, and by the first rank when the user's own launcher started it. Starts no ranks; that is `launch`.
+
+`cli` claims a run for this machine's ranks without importing torch. The first rank plans a new one, whoever started
+it: it has imported what planning needs, and so only once. Starts no ranks; that is `launch`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal
 
 from pydantic import ValidationError
 
 from launcher import cluster as clusters
-from launcher import hub_access, rank_error, recipe_io, split_stages
+from launcher import hub_access, orphans, rank_error, recipe_differences, recipe_io, run_lock, split_stages
 from launcher.cluster import Cluster
 from launcher.errors import UserError
 from launcher.plan import RunPlan
@@ -31,8 +32,19 @@ from launcher.status import new_status, read_status, write_status
 log = logging.getLogger(__name__)
 RUNS = Path("runs")
 Standing = Literal["new", "unfinished", "finished"]
-_held: dict[Path, IO[str]] = {}
-"""Locks of this process. The kernel lets go of them when it ends, however it ends."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A run that this process holds, to start ranks for it."""
+
+    path: Path
+    cluster: Cluster
+    standing: Standing
+    """New: there is no plan yet, the first rank makes it."""
+    arguments: tuple[str, ...]
+    """Of ``launcher.worker``."""
+    is_folder_new: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,46 +56,40 @@ class Session:
     standing: Standing
 
 
-def open_run(
-    recipe_path: Path,
-    overrides: Sequence[str] = (),
-    run_dir: Path | None = None,
-    *,
-    ranks: int | None = None,
-    from_environment: bool = False,
-) -> Session:
-    """The run of a recipe: a new one, planned and written; or the one that ``run_dir`` (``runs/NAME``) holds already.
+def claim_run(
+    recipe_path: Path, overrides: Sequence[str] = (), run_dir: Path | None = None, ranks: int | None = None
+) -> Claim:
+    """Take the run of a recipe for the ranks of this machine: all its GPUs, or one CPU rank, or ``ranks``.
 
-    ``from_environment``: the ranks are those that torchrun or accelerate started; else all of this machine's GPUs, or
-    one CPU rank, or ``ranks``.
+    The run is the one that ``run_dir`` (``runs/NAME``) holds already, or a new one, which is planned when it starts.
 
     Raises:
         UserError: the recipe is wrong, or the folder holds another run; the message has each difference.
         EnvironmentProblem: the machine lacks what was asked for.
     """
-    recipe, origins = recipe_io.load_with_origins(recipe_path, overrides)
+    recipe, _ = recipe_io.load_with_origins(recipe_path, overrides)
     run = RunDir(run_dir or RUNS / recipe.name)
-    if run.plan.is_file() and not _is_replaceable(run, recipe):
-        return _reopened(run, ranks, from_environment)
-    hub_access.stay_offline_if_unreachable(recipe)
-    from launcher import survey  # imports torch, transformers and datasets
-
-    plan = survey.prepare(recipe, recipe_path.resolve().parent, _cluster(ranks, from_environment), origins)
+    if _holds(run, recipe):
+        return _claimed(run, ranks)
+    cluster = _cluster(ranks, from_environment=False)
+    is_folder_new = not run.path.exists()
     run.create()
-    lock(run)
-    if run.plan.is_file():  # an earlier one, or that of a process that came first while this one planned
-        if not _is_replaceable(run, recipe):
-            return _reopened(run, ranks, from_environment)
-        log.warning("%s held another recipe's plan and nothing trained by it: it is planned anew", run.path)
-        _clear(run)
-    write_atomic(run.recipe, recipe_io.to_yaml(recipe_io.raw(recipe_path, overrides)))
-    write_atomic(run.plan, plan.model_dump_json(indent=1))
-    _announce(run, plan, from_environment)
-    return Session(run.path, plan, "new")
+    run_lock.take(run)
+    if _holds(run, recipe):  # a process that came first has planned it meanwhile
+        return _claimed(run, ranks)
+    changes = (part for change in overrides for part in ("--set", change))
+    arguments = (str(recipe_path), "--run-dir", str(run.path), "--unplanned", *changes)
+    return Claim(run.path, cluster, "new", arguments, is_folder_new)
 
 
-def reopen_run(run_dir: Path, ranks: int | None = None) -> Session:
-    """The run in a folder, to go on with it.
+def withdraw(claim: Claim) -> None:
+    """Leave no trace of a run that could not be planned: its ranks' logs say no more than their error did."""
+    if claim.is_folder_new and not RunDir(claim.path).plan.is_file():
+        shutil.rmtree(claim.path)
+
+
+def reopen_run(run_dir: Path, ranks: int | None = None) -> Claim:
+    """Take the run in a folder, to go on with it.
 
     Raises: UserError when there is none, EnvironmentProblem when the machine is not what it was planned for.
     """
@@ -91,7 +97,35 @@ def reopen_run(run_dir: Path, ranks: int | None = None) -> Session:
     if not run.plan.is_file():
         read_status(run)  # its error says what is wrong with the folder
         raise UserError(f"{run_dir} has no plan.json, so nothing was started there; use `thawline run RECIPE`")
-    return _reopened(run, ranks, from_environment=False)
+    return _claimed(run, ranks)
+
+
+def open_run(recipe_path: Path, overrides: Sequence[str] = (), run_dir: Path | None = None) -> Session:
+    """For the ranks that were started: the run of a recipe, planned and written now, or the one that is there already.
+
+    Raises:
+        UserError: the recipe is wrong, or the folder holds another run; the message has each difference.
+        EnvironmentProblem: the machine lacks what was asked for.
+    """
+    recipe, origins = recipe_io.load_with_origins(recipe_path, overrides)
+    run = RunDir(run_dir or RUNS / recipe.name)
+    if _holds(run, recipe):
+        return _reopened(run, None, from_environment=True)
+    hub_access.stay_offline_if_unreachable(recipe)
+    from launcher import survey  # imports torch, transformers and datasets
+
+    plan = survey.prepare(recipe, recipe_path.resolve().parent, _cluster(None, from_environment=True), origins)
+    run.create()
+    run_lock.take(run)
+    if run.plan.is_file():  # an earlier one, or that of a process that came first while this one planned
+        if not _is_replaceable(run, recipe):
+            return _reopened(run, None, from_environment=True)
+        log.warning("%s held another recipe's plan and nothing trained by it: it is planned anew", run.path)
+        _clear(run)
+    write_atomic(run.recipe, recipe_io.to_yaml(recipe_io.raw(recipe_path, overrides)))
+    write_atomic(run.plan, plan.model_dump_json(indent=1))
+    _announce(run, plan, orphans.launcher_pid())
+    return Session(run.path, plan, "new")
 
 
 def read_plan(run_dir: Path) -> RunPlan:
@@ -132,33 +166,6 @@ def make_way(run: RunDir, recipe: Recipe, nodes: int, ranks_per_node: int, *, is
         )
 
 
-def lock(run: RunDir) -> None:
-    """Take the run for this process until it ends.
-
-    Raises: UserError when another process has it.
-    """
-    key = run.path.resolve()
-    if key in _held:
-        return
-    file = run.launcher_lock.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise UserError(
-            f"{run.path} is being worked on by process {holder}; wait for it (`thawline watch {run.quoted}`), stop it, "
-            "or choose another --run-dir"
-        ) from error
-    except OSError as error:  # a file system without locks
-        log.warning("%s cannot be locked (%s): nothing keeps a second thawline from it", run.path, error)
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    _held[key] = file
-
-
 def copy_model(run: RunDir, folder: Path) -> Path:
     """Copy a finished run's model to a new folder.
 
@@ -173,25 +180,12 @@ def copy_model(run: RunDir, folder: Path) -> Path:
     return folder
 
 
-def differences(before: Recipe, after: Recipe) -> list[str]:
-    """``path: old in the run, new in the recipe`` for each value that differs; stages go by name.
+def _holds(run: RunDir, recipe: Recipe) -> bool:
+    """Whether the folder holds a run of this recipe, to go on with or finished.
 
-    What a stage only takes over from the recipe's top is said once, at the top.
+    Raises: UserError as `_is_replaceable`.
     """
-    old, new = (_by_stage_name(recipe) for recipe in (before, after))
-    for side in (old, new):
-        for part in (side, *side["stages"].values()):
-            del part["slurm"]  # where it waits and runs changes nothing in what is trained
-    if list(old["stages"]) != list(new["stages"]):
-        listed = [", ".join(side["stages"]) for side in (old, new)]
-        return [f"stages: {listed[0]} in the run, {listed[1]} in the recipe"]
-    stages = old.pop("stages"), new.pop("stages")
-    found = dict(_leaves(old, new))
-    for name in stages[0]:
-        inside = dict(_leaves(stages[0][name], stages[1][name]))
-        own = {path: pair for path, pair in inside.items() if found.get(path) != pair}
-        found |= {f"stages.{name}.{path}": pair for path, pair in own.items()}
-    return [f"{path}: {was!r} in the run, {now!r} in the recipe" for path, (was, now) in found.items()]
+    return run.plan.is_file() and not _is_replaceable(run, recipe)
 
 
 def _is_replaceable(run: RunDir, recipe: Recipe) -> bool:
@@ -201,12 +195,14 @@ def _is_replaceable(run: RunDir, recipe: Recipe) -> bool:
 
     Raises: UserError when it is another recipe's and has a checkpoint or is finished, or another process is at it.
     """
-    found = differences(_read_plan(run).recipe, recipe)
+    found = recipe_differences.between(_read_plan(run).recipe, recipe)
     if not found:
         return False
     if not _has_saved(run):
-        lock(run)
-        found = differences(_read_plan(run).recipe, recipe)  # who held the lock may have written until it was ours
+        run_lock.take(run)
+        found = recipe_differences.between(
+            _read_plan(run).recipe, recipe
+        )  # who held the lock may have written until it was ours
         if not found or not _has_saved(run):
             return bool(found)
     lines = "\n".join(f"  {line}" for line in found)
@@ -243,10 +239,15 @@ def _reopened(run: RunDir, ranks: int | None, from_environment: bool) -> Session
     if from_environment:
         plan = split_stages.planned_for(run, plan, _cluster(ranks, from_environment))
     _refuse_other_cluster(run, plan, ranks, from_environment)
-    lock(run)
+    run_lock.take(run)
     hub_access.stay_offline_if_unreachable(plan.recipe)
-    _announce(run, plan, from_environment)
+    _announce(run, plan, orphans.launcher_pid() if from_environment else os.getpid())
     return Session(run.path, plan, "unfinished")
+
+
+def _claimed(run: RunDir, ranks: int | None) -> Claim:
+    found = _reopened(run, ranks, from_environment=False)
+    return Claim(run.path, found.plan.cluster, found.standing, (str(run.recipe), "--run-dir", str(run.path)))
 
 
 def _refuse_other_cluster(run: RunDir, plan: RunPlan, ranks: int | None, from_environment: bool) -> None:
@@ -276,9 +277,8 @@ def _cluster(ranks: int | None, from_environment: bool) -> Cluster:
     return clusters.from_env() or clusters.here(1)  # accelerate starts a single process without RANK
 
 
-def _announce(run: RunDir, plan: RunPlan, from_environment: bool) -> None:
+def _announce(run: RunDir, plan: RunPlan, launcher_pid: int | None) -> None:
     run.create()
-    launcher_pid = None if from_environment else os.getpid()
     write_status(run, new_status(run, plan.recipe.name, len(plan.stages), plan.cluster.ranks, launcher_pid))
 
 
@@ -292,17 +292,3 @@ def _read_plan(run: RunDir) -> RunPlan:
             f"{run.plan} is not a plan of this version of thawline: {where}: {first['msg']}; "
             "go on with the version that wrote it, or start anew in another --run-dir"
         ) from error
-
-
-def _by_stage_name(recipe: Recipe) -> dict[str, Any]:
-    plain = recipe.model_dump(mode="json")
-    return plain | {"stages": {stage["name"]: stage for stage in plain["stages"]}}
-
-
-def _leaves(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
-    for key in dict.fromkeys([*old, *new]):
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, Mapping) and isinstance(now, Mapping):
-            yield from _leaves(was, now, f"{prefix}{key}.")
-        elif was != now:
-            yield f"{prefix}{key}", (was, now)

@@ -6,7 +6,6 @@ which rank it is on: the first one's speaks, the others' are mute. Nothing here 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -89,7 +88,9 @@ class SpeakingTracker(Tracker):
         self._pace = _Pace(0, 0)
         self._console = open_console()
         self._wandb = self._open_wandb()
-        self._status = new_status(run_dir, plan.recipe.name, len(plan.stages), plan.cluster.ranks, _launcher_pid())
+        self._status = new_status(
+            run_dir, plan.recipe.name, len(plan.stages), plan.cluster.ranks, orphans.launcher_pid()
+        )
         self._written = 0.0
         self._tell(force=True)
         cut_back(run_dir, [stage.name for stage in plan.stages], resumed_from)
@@ -212,11 +213,6 @@ class _Pace:
     def eta_s(self, step: int) -> float | None:
         done = step - self._first
         return (time.monotonic() - self._began) / done * (self._steps - step) if done > 0 else None
-
-
-def _launcher_pid() -> int | None:
-    pid = os.environ.get(orphans.LAUNCHER_PID)
-    return int(pid) if pid else None
 
 
 def _state_after(error: BaseException) -> State:

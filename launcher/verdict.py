@@ -102,7 +102,8 @@ def judge(
 def _from_error(error: RankError, run_dir: RunDir) -> LaunchResult:
     is_bug = error.exit_code not in _ERRORS
     body = f"{error.traceback.rstrip()}\nThawline has no advice on this one." if is_bug else error.message
-    message = f"{body}\n{_where(error.rank, run_dir)}"
+    is_unplanned = error.exit_code == UserError.exit_code and not run_dir.plan.is_file()  # then the log says no more
+    message = body if is_unplanned else f"{body}\n{_where(error.rank, run_dir)}"
     return LaunchResult(1 if is_bug else error.exit_code, message, error.rank, error.is_port_taken)
 
 

@@ -6,7 +6,6 @@ Called by `worker`; calls `train` for each stage. All ranks take the same way, d
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,6 @@ from launcher import (
     export,
     hub_access,
     models,
-    orphans,
     rank_error,
     session,
     split_stages,
@@ -47,19 +45,22 @@ def join() -> Runtime:
     return distributed.start()
 
 
-def opened_run_dir(runtime: Runtime, recipe: Path, overrides: list[str], run_dir: Path | None) -> Path | None:
-    """The run directory, with its plan written by ``thawline run`` before, or now by the first rank.
+def opened_run_dir(
+    runtime: Runtime, recipe: Path, overrides: list[str], run_dir: Path | None, *, is_planned: bool = False
+) -> Path | None:
+    """The run directory, with a plan: its own, or one that the first rank writes now.
+
+    ``is_planned``: the launcher has looked; there is one, and this machine is right for it.
 
     Returns:
         None when the run is finished and there is nothing left to do.
     """
-    if orphans.LAUNCHER_PID in os.environ:
-        assert run_dir is not None, "thawline run always names the run directory"
+    if is_planned:
         return run_dir
     opened: Session | Exception | None = None
     if runtime.is_first:
         try:
-            opened = session.open_run(recipe, overrides, run_dir, from_environment=True)
+            opened = session.open_run(recipe, overrides, run_dir)
         except Exception as error:
             opened = error
     opened = runtime.broadcast(opened)

@@ -1,7 +1,7 @@
 """One rank: ``python -m launcher.worker RECIPE [--run-dir DIR] [--set a.b=c]…``
 
-The same under ``thawline run`` (which has planned already), ``accelerate launch -m`` and ``torchrun -m`` (where the
-first rank plans). Owns the process: its signals, its log, its exit code and its last word. What is trained is `walk`'s.
+The same under ``thawline run``, ``accelerate launch -m`` and ``torchrun -m``: the first rank plans a new run.
+Owns the process: its signals, its log, its exit code and its last word. What is trained is `walk`'s.
 Whatever is slow to import is imported inside `main`, once signals are caught and the parent is watched.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import gc
 import logging
 import os
 import sys
@@ -44,10 +45,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if run_dir is not None and orphans.LAUNCHER_PID not in os.environ:  # thawline's launcher has cleared them all
             rank_error.clear_own(RunDir(run_dir), rank)
+        gc.disable()  # it would look through all that is imported, again and again
         from launcher import walk
 
+        gc.freeze()
+        gc.enable()
         runtime = walk.join()
-        run_dir = walk.opened_run_dir(runtime, arguments.recipe, arguments.overrides, arguments.run_dir)
+        is_planned = orphans.launcher_pid() is not None and not arguments.unplanned
+        run_dir = walk.opened_run_dir(
+            runtime, arguments.recipe, arguments.overrides, arguments.run_dir, is_planned=is_planned
+        )
         if run_dir is not None:
             walk.walk(runtime, RunDir(run_dir), stop)
         runtime.close()
@@ -109,6 +116,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c")
+    parser.add_argument("--unplanned", action="store_true", help=argparse.SUPPRESS)  # thawline run: a new run
     return parser.parse_args(argv)
 
 

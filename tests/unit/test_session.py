@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 import launcher
-from launcher import recipe_io, session
+from launcher import orphans, recipe_differences, recipe_io, run_lock, session
 from launcher.cluster import Cluster
 from launcher.errors import UserError
 from launcher.plan import RunPlan
@@ -44,7 +46,7 @@ def workplace(
         return make_plan(recipe, cluster)
 
     monkeypatch.setattr(launcher, "survey", SimpleNamespace(prepare=prepare), raising=False)
-    monkeypatch.setattr(session, "_held", {})
+    monkeypatch.setattr(run_lock, "_held", {})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(json.dumps(RECIPE))
@@ -54,14 +56,25 @@ def workplace(
 
 def let_go() -> None:
     """What the end of a process does to its locks."""
-    while session._held:
-        session._held.popitem()[1].close()
+    while run_lock._held:
+        run_lock._held.popitem()[1].close()
 
 
-def open_run(*overrides: str, **more: Any) -> session.Session:
-    """As a new process would: the locks of the last one are gone."""
+def claim(*overrides: str, run_dir: Path | None = None, ranks: int | None = None) -> session.Claim:
+    """As a new launcher would: the locks of the last one are gone."""
     let_go()
-    return session.open_run(Path("recipe.yaml"), overrides, **more)
+    return session.claim_run(Path("recipe.yaml"), overrides, run_dir, ranks)
+
+
+def open_run(*overrides: str, run_dir: Path | None = None, ranks: int | None = None) -> session.Session:
+    """As ``thawline run`` does it: this process claims the run, and its first rank plans it."""
+    claimed = claim(*overrides, run_dir=run_dir, ranks=ranks)
+    world = str(claimed.cluster.ranks)
+    environment = {"RANK": "0", "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, orphans.LAUNCHER_PID: str(os.getpid())}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        return session.open_run(Path("recipe.yaml"), overrides, run_dir)
 
 
 def finish(path: Path) -> None:
@@ -78,8 +91,8 @@ def checkpointed(path: Path) -> None:
 def another_process_at_work() -> Iterator[int]:
     """Its process id; it holds the lock of runs/tiny meanwhile."""
     program = (
-        "import sys; from pathlib import Path; from launcher import session; from launcher.run_dir import RunDir\n"
-        "session.lock(RunDir('runs/tiny')); print('locked', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from launcher import run_lock; from launcher.run_dir import RunDir\n"
+        "run_lock.take(RunDir('runs/tiny')); print('locked', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -99,7 +112,7 @@ def test_new_run(workplace: list[Cluster]) -> None:
     assert opened.plan.recipe.stages[1].epochs == 3
     assert "epochs: 3" in run.recipe.read_text()
     found = read_status(run)
-    assert (found.state, found.ranks, found.launcher_pid) == ("preparing", 1, found.pid)
+    assert (found.state, found.ranks, found.launcher_pid) == ("preparing", 1, os.getpid())
 
 
 def test_ranks_and_folder_as_asked(workplace: list[Cluster]) -> None:
@@ -107,10 +120,26 @@ def test_ranks_and_folder_as_asked(workplace: list[Cluster]) -> None:
     assert [cluster.ranks for cluster in workplace] == [2]
 
 
+def test_a_claim_is_for_the_first_rank_to_plan(workplace: list[Cluster]) -> None:
+    """Nothing is planned by the launcher; a run that could not be planned leaves no folder that was made for it."""
+    claimed = claim("stages.full.epochs=3", ranks=2)
+    assert (claimed.standing, claimed.cluster.ranks, workplace) == ("new", 2, [])
+    assert claimed.arguments == (
+        "recipe.yaml", "--run-dir", "runs/tiny", "--unplanned", "--set", "stages.full.epochs=3"
+    )  # fmt: skip
+    session.withdraw(claimed)
+    assert not claimed.path.exists()
+    claimed.path.mkdir()
+    session.withdraw(claim())
+    assert claimed.path.is_dir()
+    session.withdraw(replace(claim(), is_folder_new=bool(open_run().plan)))
+    assert RunDir(claimed.path).plan.is_file()
+
+
 def test_under_torchrun(workplace: list[Cluster], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    opened = open_run(from_environment=True)
+    opened = session.open_run(Path("recipe.yaml"))
     assert (opened.plan.cluster.nodes, opened.plan.cluster.ranks) == (2, 4)
     assert read_status(RunDir(opened.path)).launcher_pid is None
 
@@ -122,7 +151,9 @@ def test_unfinished_run_goes_on_with_its_plan(workplace: list[Cluster]) -> None:
     assert (again.standing, again.plan) == ("unfinished", first.plan)
     assert len(workplace) == 1
     let_go()
-    assert session.reopen_run(first.path) == again
+    claimed = session.reopen_run(first.path)
+    assert (claimed.standing, claimed.cluster) == ("unfinished", first.plan.cluster)
+    assert claimed.arguments == ("runs/tiny/recipe.yaml", "--run-dir", "runs/tiny")
 
 
 def test_finished_run_says_so() -> None:
@@ -204,8 +235,8 @@ def test_a_finished_run_of_another_recipe_is_refused_too() -> None:
 
 def test_other_stages(make_recipe: Callable[..., Recipe]) -> None:
     one = make_recipe(stages=[{"name": "head", "train": ["head"], "epochs": 1}])
-    assert session.differences(make_recipe(), one) == ["stages: head, full in the run, head in the recipe"]
-    assert session.differences(one, one) == []
+    assert recipe_differences.between(make_recipe(), one) == ["stages: head, full in the run, head in the recipe"]
+    assert recipe_differences.between(one, one) == []
 
 
 @pytest.mark.parametrize(
@@ -222,7 +253,7 @@ def test_other_machines(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=says):
-        open_run(ranks=ranks, from_environment=bool(environment))
+        session.open_run(Path("recipe.yaml")) if environment else claim(ranks=ranks)
 
 
 def test_gpu_run_on_a_machine_without(make_plan: Callable[..., RunPlan]) -> None:

@@ -56,7 +56,7 @@ def test_under_torchrun_a_rank_forgets_its_own_last_error(
 ) -> None:
     """The launcher of thawline clears them itself, before any rank starts."""
     runtime = types.SimpleNamespace(close=lambda: None)
-    walk = types.SimpleNamespace(join=lambda: runtime, opened_run_dir=lambda *_: None)
+    walk = types.SimpleNamespace(join=lambda: runtime, opened_run_dir=lambda *_, **__: None)
     monkeypatch.setattr(launcher, "walk", walk, raising=False)
     monkeypatch.setattr(orphans, "die_with_parent", lambda: None)
     monkeypatch.setattr(worker.StopRequest, "listen", lambda self: None)

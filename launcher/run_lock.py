@@ -1,0 +1,47 @@
+"""The lock that lets one process at a time work on a run.
+
+The launcher's under ``thawline run``, the first rank's where another program started the ranks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from pathlib import Path
+from typing import IO
+
+from launcher import orphans
+from launcher.errors import UserError
+from launcher.run_dir import RunDir
+
+log = logging.getLogger(__name__)
+_held: dict[Path, IO[str]] = {}
+"""Locks of this process. The kernel lets go of them when it ends, however it ends."""
+
+
+def take(run: RunDir) -> None:
+    """Take the run for this process until it ends.
+
+    Raises: UserError when another process has it.
+    """
+    key = run.path.resolve()
+    if key in _held or orphans.launcher_pid() is not None:  # the launcher has it, and ends with its ranks
+        return
+    file = run.launcher_lock.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise UserError(
+            f"{run.path} is being worked on by process {holder}; wait for it (`thawline watch {run.quoted}`), stop it, "
+            "or choose another --run-dir"
+        ) from error
+    except OSError as error:  # a file system without locks
+        log.warning("%s cannot be locked (%s): nothing keeps a second thawline from it", run.path, error)
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    _held[key] = file
