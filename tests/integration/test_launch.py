@@ -301,6 +301,7 @@ def test_first_real_error_is_shown_once(launch: Launch) -> None:
             fail(RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4242"))
         finally:
             (RUN.path / "echoed").touch()
+    RUN.plan.touch()
     (RUN.path / "ready").touch()
     wait_for("echoed")
     fail(errors.UserError("column 'text' is missing"))
