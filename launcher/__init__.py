@@ -9,7 +9,7 @@ The modules, in the order to read them:
     plan         recipe + cluster + facts about model and data -> everything resolved; memory counts bytes;
                  survey collects those facts; plan_table prints the result
     run_dir      every path of a run
-    session      what `run` and `resume` decide before any rank starts
+    session      is a run new, unfinished, or another recipe's (recipe_differences, run_lock)
     launch       starts the ranks, forwards signals, ends them together; orphans makes them die with it
     worker       one rank, from plan to exit code
     train        the loop; the file to read first if you only read one
