@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import random
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from launcher.orphans import LAUNCHER_PID
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+PATIENCE = timedelta(days=7)
+"""Where one rank works and the others wait. A rank that dies ends the wait at once."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,18 @@ class Runtime:
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         heartbeat.tick()
         return box[0]
+
+    def made_by_first(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns on the first rank, on every rank, though it takes hours: a download, say."""
+        if self.ranks == 1:
+            return make()
+        patient = dist.new_group(timeout=PATIENCE, backend="gloo")
+        assert isinstance(patient, dist.ProcessGroup), "all ranks are in it"
+        box = [make() if self.is_first else None]
+        dist.broadcast_object_list(box, src=0, group=patient, device=torch.device("cpu"))
+        dist.destroy_process_group(patient)
+        heartbeat.tick()
+        return cast("T", box[0])
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value in the order of ranks, on every rank."""

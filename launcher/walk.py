@@ -57,16 +57,16 @@ def opened_run_dir(
     """
     if is_planned:
         return run_dir
-    opened: Session | Exception | None = None
-    if runtime.is_first:
+
+    def open_run() -> Session | Exception:
         try:
-            opened = session.open_run(recipe, overrides, run_dir)
+            return session.open_run(recipe, overrides, run_dir)
         except Exception as error:
-            opened = error
-    opened = runtime.broadcast(opened)
+            return error
+
+    opened = runtime.made_by_first(open_run)
     if isinstance(opened, Exception):
         raise opened
-    assert opened is not None
     return None if opened.standing == "finished" else opened.path
 
 
