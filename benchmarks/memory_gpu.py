@@ -24,7 +24,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.memory_on_ranks import built
-from launcher import activations, distributed, fit, models, plan, survey
+from launcher import activations, distributed, models, plan, search, survey
 from launcher.cluster import Cluster
 from launcher.data_facts import DataFacts
 from launcher.recipe import Recipe
@@ -67,7 +67,7 @@ def planned(case: dict[str, Any], cluster: Cluster) -> plan.RunPlan:
     resolved = plan.resolve(recipe, ".", cluster, facts, data)
     spec = None if is_lm else models.processor(recipe.model, recipe.task, Path())
     outline = models.outline(recipe.model, recipe.task, labels, Path())
-    return fit.with_memory(resolved, facts, survey.counter(recipe, outline, cluster, spec))
+    return search.with_memory(resolved, facts, survey.counter(recipe, outline, cluster, spec))
 
 
 def measured(run: plan.RunPlan, runtime: distributed.Runtime) -> dict[str, int]:

@@ -14,14 +14,15 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from launcher import recompute
 from launcher.alike_blocks import SavedTensors, standing_in
+from launcher.flops import AGAIN, BACKWARD, FORWARD, KERNELS, FlopMeter
 from launcher.image_spec import ImageSpec
 from launcher.memory_peak import Activations, NotCounted
 from launcher.recipe import ImageClassification, Task
+from launcher.step_time import Work
 
 Device = Literal["cpu", "cuda"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,15 +51,17 @@ def count(
     """
     dtype = DTYPES[precision]
     low = nullcontext() if is_cast or precision == "fp32" else _autocast(device, dtype)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
+    with FlopMeter() as meter, torch.device(device):
         _fake(module, device, dtype if is_cast else torch.float32)
         arguments = inputs()
         if is_cast:
             arguments = {key: _cast(value, dtype) for key, value in arguments.items()}
         saved = SavedTensors(module)
-        checkpointed = _checkpointed(module, saved) if checkpoints else nullcontext()
+        checkpointed = _checkpointed(module, saved, meter) if checkpoints else nullcontext()
+        meter.done.clear()
+        pretended = _fused_attention(device, meter)
         try:
-            with checkpointed, _fused_attention(device), standing_in(module, saved), saved, low:
+            with checkpointed, pretended, standing_in(module, saved, meter.done), saved, low:
                 outputs = module(**arguments)
         except Exception as error:  # whatever a model's own code makes of tensors without values
             what = str(error).strip().splitlines()[:1]
@@ -69,8 +72,14 @@ def count(
             saved=saved.num_bytes, recomputed=saved.recomputed, largest=saved.largest,
             logits=logits.numel() if logits.requires_grad else 0,
             logits_forward=logits.numel() * (8 + (logits.element_size() if is_cast and precision != "fp32" else 0)),
-            buffers=buffers,
+            buffers=buffers, work=_work(meter),
         )  # fmt: skip
+
+
+def _work(meter: FlopMeter) -> Work:
+    """What was computed; a whole pass's, or of a model that does not train the forward's alone."""
+    done = meter.done
+    return Work(float(done[FORWARD]), float(done[BACKWARD]), float(done[AGAIN]), done[KERNELS])
 
 
 def text_inputs(batch_size: int, length: int) -> dict[str, torch.Tensor]:
@@ -98,23 +107,21 @@ def inputs_of(task: Task, processor: Any, batch_size: int, length: int) -> dict[
 
 def _fake(module: nn.Module, device: Device, dtype: torch.dtype) -> None:
     """Replace parameters and buffers by fake ones of the same shapes; what was one tensor stays one."""
-    made: dict[int, torch.Tensor] = {}
+    made: dict[torch.Tensor, torch.Tensor] = {}  # a tensor's hash is its identity, and its key keeps it alive
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in made:
+        if tensor not in made:
             wanted = dtype if tensor.is_floating_point() else tensor.dtype
             empty = torch.empty(tensor.shape, dtype=wanted, device=device)
             is_parameter = isinstance(tensor, nn.Parameter)
-            made[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
-        return made[id(tensor)]
+            made[tensor] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+        return made[tensor]
 
-    kept = [tensor for child in module.modules() for tensor in (*child._parameters.values(), *child._buffers.values())]
     for child in module.modules():
         for tensors in (child._parameters, child._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
                     tensors[name] = fake(tensor)  # type: ignore[assignment]
-    del kept  # until here it kept the ids of what was replaced from being used again
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -122,14 +129,16 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 @contextmanager
-def _checkpointed(module: nn.Module, saved: SavedTensors) -> Iterator[None]:
+def _checkpointed(module: nn.Module, saved: SavedTensors, meter: FlopMeter) -> Iterator[None]:
     """Blocks leave in ``saved`` what they were given; what they save themselves comes back in the backward, in turn."""
 
     def run(forward: Any, *given: Any) -> Any:
         saved.add([*given, *getattr(forward, "keywords", {}).values()])
         saved.inner = inner = SavedTensors(module, saved)
+        before = meter.done[FORWARD]
         with inner:
             outputs = forward(*given)
+        meter.done[AGAIN] += meter.done[FORWARD] - before
         saved.inner = None
         saved.recomputed, saved.largest = max(saved.recomputed, inner.num_bytes), max(saved.largest, inner.largest)
         return outputs
@@ -182,7 +191,7 @@ class _Fused(torch.autograd.Function):
 
 
 @contextmanager
-def _fused_attention(device: Device) -> Iterator[None]:
+def _fused_attention(device: Device, meter: FlopMeter) -> Iterator[None]:
     """On ``cuda`` replace torch's attention, whose choice of a kernel asks the GPU. On the CPU torch chooses itself."""
     if device == "cpu":
         yield
@@ -195,6 +204,7 @@ def _fused_attention(device: Device) -> Iterator[None]:
     ) -> torch.Tensor:  # fmt: skip
         if torch.is_autocast_enabled(device):
             query, key, value = (each.to(torch.get_autocast_dtype(device)) for each in (query, key, value))
+        meter.attention(query, key, value)
         output: torch.Tensor = _Fused.apply(query, key, value, attn_mask)
         return output
 

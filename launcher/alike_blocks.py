@@ -7,9 +7,10 @@ the second added. A 126-layer model is counted in the time of a few. Called by `
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -72,14 +73,19 @@ class _Seen:
     times: int = 0
     added: int = 0
     """Bytes that the last of them saved."""
+    done: Counter[str] = field(default_factory=Counter)
+    """Operations that it computed."""
     outputs: Any = None
     is_held: bool = False
     """Whether its output was among them."""
 
 
 @contextmanager
-def standing_in(module: nn.Module, saved: SavedTensors) -> Iterator[None]:
-    """Meanwhile only two blocks of a kind run, in any list of the module; the others stand in. On fake tensors only."""
+def standing_in(module: nn.Module, saved: SavedTensors, done: Counter[str]) -> Iterator[None]:
+    """Meanwhile only two blocks of a kind run, in any list of the module; the others stand in. On fake tensors only.
+
+    ``done`` counts operations, and the stand-ins' are added to it.
+    """
     seen: dict[Any, _Seen] = {}
     changed: list[tuple[nn.Module, type[nn.Module]]] = []
     for container in module.modules():
@@ -93,13 +99,17 @@ def standing_in(module: nn.Module, saved: SavedTensors) -> Iterator[None]:
         key = (kinds[id(block)], *map(_shape, pytree.tree_leaves((given, named))))
         one = seen.setdefault(key, _Seen())
         one.times += 1
-        counter = saved.inner or saved
+        counter, done_before = saved.inner or saved, done.copy()
         if one.times > 2:
             counter.num_bytes += one.added
-            return pytree.tree_map(lambda leaf: _like(leaf, counter, is_held=one.is_held), one.outputs)
+            made = pytree.tree_map(lambda leaf: _like(leaf, counter, is_held=one.is_held), one.outputs)
+            done.clear()  # of what making it took
+            done.update(done_before + one.done)
+            return made
         before = counter.num_bytes
         outputs = cls.__call__(block, *given, **named)
         one.added, one.outputs = counter.num_bytes - before, outputs
+        one.done = done - done_before
         one.is_held = all(counter.holds(leaf) for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor))
         return outputs
 

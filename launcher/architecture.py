@@ -36,6 +36,7 @@ def facts_of(module: nn.Module, layers: Sequence[Block], head: Sequence[str], co
         layers=tuple(tuple(block) for block in layers),
         head=tuple(head),
         config=config,
+        has_batch_norm=any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()),
     )
 
 

@@ -73,6 +73,7 @@ def plan(
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each; default this machine's.")] = None,
     gpu_memory: Annotated[str | None, typer.Option(help="Of each GPU, such as 80GiB.")] = None,
+    gpu_kind: Annotated[str | None, typer.Option(help="Such as H100 or A100-40GB; its memory is known.")] = None,
     host_memory: Annotated[str | None, typer.Option(help="Of each machine, such as 1TiB.")] = None,
     ranks: Annotated[int | None, typer.Option(min=1, help="Processes on each machine, when it has no GPU.")] = None,
     model_config: Annotated[Path | None, typer.Option(help="A config.json to take instead of the model's own.")] = None,
@@ -82,7 +83,7 @@ def plan(
 ) -> None:
     """Say what a run would do: stages, parameters, learning rates, steps, batches, memory. Downloads no weights.
 
-    Ends with code 3 if a stage does not fit the GPUs.
+    Ends with code 3 if a stage does not fit the GPUs. Times are estimates, under the assumptions that are told.
     """
     import gc
 
@@ -90,13 +91,13 @@ def plan(
     from launcher.errors import EnvironmentProblem, UserError
     from launcher.plan import plan_json
 
-    if compare and (as_json or explain or any((gpus, gpu_memory, host_memory, ranks))):
+    if compare and (as_json or explain or any((gpus, gpu_memory, gpu_kind, host_memory, ranks))):
         raise UserError("--compare shows the plan for the cluster of that run, as a table: leave out the other options")
     checked, origins = recipe_io.load_with_origins(recipe, overrides or ())
     if compare:
         machines = session.read_plan(compare).cluster
     else:
-        machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks)
+        machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks, gpu_kind)
     hub_access.stay_offline_if_unreachable(checked)
     gc.disable()  # it would look through all that is imported, again and again: an eighth of the command's time
     from launcher import survey  # takes seconds to import: mistakes that need no model or data are told before

@@ -16,6 +16,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from launcher import gpu_kinds
 from launcher.errors import EnvironmentProblem, UserError
 
 BF16_COMPUTE_CAPABILITY = 8.0
@@ -126,8 +127,10 @@ def described(
     gpu_memory: str | None = None,
     host_memory: str | None = None,
     ranks: int | None = None,
+    gpu_kind: str | None = None,
 ) -> Cluster:
-    """A cluster from flags; what they leave out is as on this machine. A GPU that is only described has bfloat16.
+    """A cluster from flags; what they leave out is as on this machine. A GPU that is only described has bfloat16,
+    unless it is of a kind that has not; a kind says its memory too.
 
     ``gpus`` counts those of one node (0: CPU), and so does ``ranks``. Memory is text for `parse_bytes`.
 
@@ -144,6 +147,16 @@ def described(
     else:
         cluster = Cluster(gpus_per_node=gpus, ranks_per_node=gpus, host_memory_bytes=_host_memory_bytes(), bf16=True)
     changes: dict[str, object] = {"nodes": nodes}
+    if gpu_kind is not None:
+        kind = gpu_kinds.find(gpu_kind)
+        if kind is None:
+            known = ", ".join(gpu_kinds.near(gpu_kind))
+            raise UserError(
+                f"--gpu-kind {gpu_kind}: not known; known are {known}; or leave it out, and give --gpu-memory"
+            )
+        if not cluster.gpus_per_node:
+            raise UserError(f"--gpu-kind {gpu_kind}: there is no GPU on this machine; add --gpus N")
+        changes |= {"gpu_kind": kind.name, "gpu_memory_bytes": kind.memory_bytes, "bf16": kind.bf16}
     if gpu_memory is not None:
         if not cluster.gpus_per_node:
             raise UserError(f"--gpu-memory {gpu_memory}: there is no GPU on this machine; add --gpus N")

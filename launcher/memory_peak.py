@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 from launcher.memory import FP32_BYTES, ModelStates
+from launcher.step_time import NO_WORK, Work
 
 GIB = 2**30
 CONTEXT_BYTES = 1 * GIB
@@ -45,6 +46,8 @@ class Activations:
     the module is in 16 bits. (Under ddp Accelerate turns them into fp32 before anybody else has them.)"""
     buffers: int = 0
     """Bytes of the module's buffers."""
+    work: Work = NO_WORK
+    """What the forward and the backward compute."""
 
 
 class MemoryPlan(BaseModel):

@@ -17,8 +17,12 @@ from launcher.errors import UserError
 from launcher.memory_peak import GIB
 from launcher.plan import RunPlan, StagePlan
 from launcher.run_dir import RunDir
+from launcher.step_time import StepTime
 
 BAR_WIDTH = 40
+COLUMNS = (
+    "GiB a rank at the peak", "of", "in the", "model and optimizer", "activations", "loss", "host GiB", "s a step"
+)  # fmt: skip
 FITS = {True: "fits", False: "does not fit", None: "not known"}
 
 
@@ -28,12 +32,14 @@ def rows(plan: RunPlan) -> list[RenderableType]:
         return []
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("stage")
-    for name in ("GiB a rank at the peak", "of", "in the", "model and optimizer", "activations", "loss", "host GiB"):
+    for name in COLUMNS:
         table.add_column(name, justify="left" if name == "in the" else "right")
     table.add_column("")
     for stage in plan.stages:
         table.add_row(*map(Text, _row(plan, stage)))
+    assumed = dict.fromkeys(told for stage in plan.stages if stage.time for told in stage.time.assumptions)
     told = [f"{stage.name}: {stage.why}" for stage in plan.stages if stage.fits is not True or "auto took" in stage.why]
+    told += [f"time is estimated: {'; '.join(assumed)}"] if assumed else []
     return [table, Text("\n".join(told))] if told else [table]
 
 
@@ -53,7 +59,19 @@ def explained(plan: RunPlan, name: str) -> RenderableType:
         blocks.append(_moment(moment, parts, found.memory.peak_bytes, is_peak=moment == found.memory.peak_at))
     if found.memory.host_bytes:
         blocks.append(Text(f"host memory: {_gib(found.memory.host_bytes)} GiB a rank"))
+    if found.time:
+        blocks += _time(found.time)
     return Group(*blocks)
+
+
+def _time(time: StepTime) -> list[RenderableType]:
+    table = Table(box=None, pad_edge=False, show_header=False, title_justify="left")
+    table.title = f"a step, estimated: {time.seconds:.3g} s"
+    for part in ("compute", "recomputation", "communication", "optimizer", "offload"):
+        seconds = getattr(time, part)
+        bar = "█" * round(BAR_WIDTH * seconds / time.seconds)
+        table.add_row(Text(f"  {part}"), Text(f"{seconds:.3g}", justify="right"), Text(bar))
+    return [table, Text(f"assumed: {'; '.join(time.assumptions)}")]
 
 
 def compared(plan: RunPlan, run: Path) -> RenderableType:
@@ -85,7 +103,7 @@ def compared(plan: RunPlan, run: Path) -> RenderableType:
 def _row(plan: RunPlan, stage: StagePlan) -> tuple[str, ...]:
     memory = stage.memory
     if memory is None:
-        return stage.name, *[""] * 7, FITS[None]
+        return stage.name, *[""] * 8, FITS[None]
     cluster = plan.cluster
     there = cluster.gpu_memory_bytes
     if not cluster.gpus_per_node and cluster.host_memory_bytes:
@@ -100,6 +118,7 @@ def _row(plan: RunPlan, stage: StagePlan) -> tuple[str, ...]:
         _gib(memory.activations_bytes),
         _gib(memory.logits_bytes),
         _gib(memory.host_bytes) if memory.host_bytes else "",
+        f"{stage.time.seconds:.3g}" if stage.time else "",
         FITS[stage.fits],
     )
 

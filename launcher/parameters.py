@@ -73,6 +73,9 @@ class ModelFacts:
     config: dict[str, Any] = field(default_factory=dict)
     """``architecture`` and the sizes that the memory model needs; JSON-able."""
 
+    has_batch_norm: bool = False
+    """Whether any module keeps running statistics of batches."""
+
     @property
     def architecture(self) -> str:
         """Name of the model's class, for messages."""

@@ -18,6 +18,7 @@ from launcher.errors import EnvironmentProblem, Problem, RecipeError
 from launcher.memory_peak import MemoryPlan
 from launcher.parameters import Group, ModelFacts, groups
 from launcher.recipe import Recipe, Stage
+from launcher.step_time import StepTime
 
 LARGEST_AUTO_MICRO_SIZE = 32
 
@@ -74,6 +75,8 @@ class StagePlan(Planned):
     """Estimated bytes per rank; see `fit`. None: not estimated."""
     fits: bool | None = None
     """Whether the peak is within the memory of a rank. None: not known."""
+    time: StepTime | None = None
+    """Estimated seconds of an optimizer step. None: not estimated."""
     why: str = ""
     """What is needed of what there is; what cannot be known; why auto took this strategy."""
 
@@ -146,6 +149,13 @@ def _resolve_stage(index: int, stage: Stage, cluster: Cluster, model: ModelFacts
             f"{stage.evaluate.best!r} chooses by the validation split, and there is none; set data.split.validation"
         )
         problems.append(Problem(f"stages.{stage.name}.evaluate.best", message))
+    strategy = stage.sharding.strategy
+    if model.has_batch_norm and strategy not in ("auto", "ddp") and resolve_precision(stage, cluster) != "fp32":
+        message = (
+            f"{stage.precision}: under {strategy} a model with BatchNorm in it cannot be trained in low precision; "
+            "take fp32, or sharding.strategy: ddp"
+        )
+        problems.append(Problem(f"stages.{stage.name}.precision", message))
     found: tuple[Group, ...] = ()
     batch = BatchPlan(global_size=1, micro_size=1, accumulation=1, ranks=1)
     try:
@@ -297,4 +307,5 @@ def _stage_json(stage: StagePlan) -> dict[str, Any]:
         "memory": stage.memory.model_dump() if stage.memory else None,
         "fits": stage.fits,
         "why": stage.why,
+        "step_time": stage.time.model_dump() if stage.time else None,
     }

@@ -106,9 +106,9 @@ class Batch(Strict):
     global_size: PositiveInt = 32
     """Samples in one optimizer step, over all ranks."""
     micro_size: PositiveInt | Literal["auto"] = "auto"
-    """Samples a rank takes through the model at once. auto: the largest divisor of global_size / ranks up to 32 that
-    fits the memory by the plan; a stage that runs out of memory all the same goes on with the next smaller one, under
-    ``thawline run`` and ``resume``."""
+    """Samples a rank takes through the model at once. auto: of the divisors of global_size / ranks up to 32 the fastest
+    that fits the memory by the plan, mostly the largest; a stage that runs out of memory all the same goes on with the
+    next smaller one, under ``thawline run`` and ``resume``."""
 
 
 class AdamW(Strict):
@@ -223,8 +223,8 @@ class Sharding(Strict):
     """How model, gradients and optimizer state are spread over the ranks."""
 
     strategy: Literal["auto", "ddp", "zero1", "zero2", "zero3"] = "auto"
-    """auto: ddp; where that exceeds the GPUs' memory, the first that fits of zero1, zero2, zero3, of the same with
-    gradient checkpointing if that is auto too, then with offload."""
+    """auto: on GPUs the fastest of ddp, zero1, zero2, zero3, zero2 and zero3 with offload that fits the memory, by
+    estimate, together with the micro size and gradient checkpointing where those are auto too; on CPU ranks ddp."""
     offload: Literal["none", "cpu"] = "none"
     """cpu: the optimizer state, and under zero3 the parameters too, live in host memory."""
 
@@ -251,7 +251,7 @@ class StageSettings(Strict):
     stage's own needs ``--split-stages``, which makes each stage a job of its own."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Compute activations of the blocks that train a second time, in the backward, instead of keeping them: less memory
-    for about a third more computation, and the same bits. auto: only where a stage does not fit its GPUs otherwise."""
+    for about a third more computation, and the same bits. auto: only where no faster way fits the GPUs."""
 
 
 class Stage(StageSettings):

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from launcher import activations, assumed, data, fit, models, plan, recompute, stages, tasks
+from launcher import activations, assumed, data, fit, models, plan, recompute, search, stages, tasks, ways
 from launcher.cluster import Cluster
 from launcher.data_facts import DataFacts
 from launcher.errors import EnvironmentProblem, Problem, RecipeError, UserError
@@ -40,8 +40,8 @@ class Survey:
     """What was taken for granted because the hub could not be asked; see `assumed`."""
 
     def shortage(self) -> str | None:
-        """What to tell when a stage does not fit its GPUs; see `fit.shortage`."""
-        return fit.shortage(self.plan, self.model, self.count)
+        """What to tell when a stage does not fit its GPUs; see `ways.shortage`."""
+        return ways.shortage(self.plan, self.model, self.count)
 
 
 def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins) -> plan.RunPlan:
@@ -116,7 +116,7 @@ def _look(
     if refused := _checkpointing_problems(recipe, module):
         raise RecipeError([_with_line(problem, origins) for problem in refused])
     count = counter(built, module, cluster, processor)
-    return Survey(fit.with_memory(resolved, model_facts, count), model_facts, count, assumptions or [])
+    return Survey(search.with_memory(resolved, model_facts, count), model_facts, count, assumptions or [])
 
 
 def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fit.Count:
@@ -126,11 +126,13 @@ def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fi
     """
     found: dict[Any, Activations] = {}
 
-    def count(stage: plan.StagePlan) -> Activations:
+    def count(stage: plan.StagePlan, length: int | None = None) -> Activations:
         settings, micro_size = stage.settings, stage.batch.micro_size
+        tokens = length or recipe.data.max_length
         is_cast, checkpoints = stage.zero_stage > 0, settings.gradient_checkpointing is True
         key = (
-            frozenset(stage.trained_names), micro_size, settings.precision, is_cast, checkpoints, settings.batch_norm
+            frozenset(stage.trained_names), micro_size, tokens, settings.precision, is_cast, checkpoints,
+            settings.batch_norm,
         )  # fmt: skip
         if key not in found:
             if checkpoints and (refused := recompute.refusal(module)):
@@ -139,7 +141,7 @@ def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fi
             stages.set_modes(module, stage)
             found[key] = activations.count(
                 module,
-                lambda: activations.inputs_of(recipe.task, processor, micro_size, recipe.data.max_length),
+                lambda: activations.inputs_of(recipe.task, processor, micro_size, tokens),
                 "cuda" if cluster.gpus_per_node else "cpu",
                 settings.precision,
                 is_cast=is_cast,

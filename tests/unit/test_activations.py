@@ -185,6 +185,6 @@ def test_blocks_that_are_alike_stand_in_for_one_another(monkeypatch: pytest.Monk
     )  # fmt: skip
     quick = counted()
     assert len(runs) == 4
-    monkeypatch.setattr(activations, "standing_in", lambda module, saved: nullcontext())
+    monkeypatch.setattr(activations, "standing_in", lambda module, saved, done: nullcontext())
     assert counted() == quick
     assert len(runs) == 4 + 12

@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from launcher import fit, memory_table, plan_table
+from launcher import fit, memory_table, plan_table, search, ways
 from launcher.cluster import Cluster
 from launcher.errors import UserError
 from launcher.memory_peak import GIB, Activations, NotCounted
 from launcher.parameters import ModelFacts, ParameterFacts
 from launcher.plan import RunPlan, StagePlan, plan_json
+from launcher.step_time import Work
 
 MakePlan = Callable[..., RunPlan]
 BLOCKS = 12
@@ -35,10 +36,14 @@ def facts() -> ModelFacts:
     return ModelFacts(parameters, tuple((f"encoder.{number}.",) for number in range(BLOCKS)), ("head.",))
 
 
-def count(stage: StagePlan) -> Activations:
-    """A GiB for each row of the micro-batch, less where fewer parameters train."""
+def count(stage: StagePlan, length: int | None = None) -> Activations:
+    """A GiB for each row of the micro-batch, less where fewer parameters train or texts are shorter than 128."""
+    rows, size = stage.batch.micro_size * (length or 128) / 128, 3.8e9
     share = len(stage.trained_names) / (2 * BLOCKS + 2)
-    return Activations(saved=int(GIB * stage.batch.micro_size * share), largest=1000, logits=16, logits_forward=64)
+    tokens = 1000 * rows
+    again = 2 * size * tokens if stage.settings.gradient_checkpointing is True else 0.0
+    work = Work(2 * size * tokens, 4 * size * tokens * share, again, 1000)
+    return Activations(saved=int(GIB * rows * share), largest=1000, logits=16, logits_forward=64, work=work)
 
 
 def gpus(gib: float | None, *, nodes: int = 1, host_gib: float | None = None) -> Cluster:
@@ -49,7 +54,7 @@ def gpus(gib: float | None, *, nodes: int = 1, host_gib: float | None = None) ->
 
 
 def planned(make_plan: MakePlan, cluster: Cluster, **changes: Any) -> RunPlan:
-    return fit.with_memory(make_plan(cluster=cluster, **changes), facts(), count)
+    return search.with_memory(make_plan(cluster=cluster, **changes), facts(), count)
 
 
 def test_what_fits_is_said_to(make_plan: MakePlan) -> None:
@@ -59,7 +64,7 @@ def test_what_fits_is_said_to(make_plan: MakePlan) -> None:
         assert stage.fits
         assert stage.memory.peak_bytes <= 80 * GIB
         assert f"needs {stage.memory.peak_bytes / GIB:.3g} GiB in the {stage.memory.peak_at} of the 80 GiB" in stage.why
-    assert fit.shortage(plan, facts(), count) is None
+    assert ways.shortage(plan, facts(), count) is None
 
 
 def test_what_does_not_fit_names_what_is_missing_and_what_would(make_plan: MakePlan) -> None:
@@ -69,36 +74,57 @@ def test_what_does_not_fit_names_what_is_missing_and_what_would(make_plan: MakeP
     assert full.fits is False
     assert full.memory is not None
     assert f"{full.memory.peak_bytes / GIB - 40:.3g} GiB are missing" in full.why
-    told = fit.shortage(plan, facts(), count)
+    told = ways.shortage(plan, facts(), count)
     assert told is not None
     lines = told.splitlines()
     assert lines[0] == f"stage full: {full.why}"
     assert lines[1].startswith("  would fit: sharding: {strategy: zero")
     assert any("train: [head, 'layers[-" in line for line in lines)
-    assert len(lines) <= 1 + fit.MOST_WAYS
+    assert len(lines) <= 1 + ways.MOST_WAYS
+
+
+def test_where_all_was_tried_layers_and_texts_are_left(make_plan: MakePlan) -> None:
+    plan = planned(make_plan, gpus(5, nodes=2), batch={"global_size": 64})
+    assert plan.stages[1].fits is False
+    assert plan.stages[1].settings.sharding.offload == "cpu", "the nearest that was tried"
+    told = ways.shortage(plan, facts(), count)
+    assert told is not None
+    found = [line.strip().removeprefix("would fit: ") for line in told.splitlines() if "would fit" in line]
+    assert [way.partition(":")[0] for way in found] == ["train", "data.max_length"], told
 
 
 @pytest.mark.parametrize("gib", [24, 30, 40, 60, 200])
-def test_auto_takes_the_first_that_fits(make_plan: MakePlan, gib: float) -> None:
+def test_auto_takes_the_fastest_that_fits(make_plan: MakePlan, gib: float) -> None:
+    """Against every other plan that the recipe leaves open, each asked for by itself."""
+    again = (False, True)
     plan = planned(make_plan, gpus(gib))
+    others = [
+        planned(
+            make_plan, gpus(gib), sharding={"strategy": strategy, "offload": offload},
+            gradient_checkpointing=checkpoints, batch={"global_size": 8, "micro_size": size},
+        )
+        for strategy, offload in search.LADDER for checkpoints in again for size in (1, 2)
+    ]  # fmt: skip
     for stage in plan.stages:
-        sharding = stage.settings.sharding
-        assert (sharding.strategy, sharding.offload) in fit.LADDER
-        rung = fit.LADDER.index((sharding.strategy, sharding.offload))
-        for strategy, offload in fit.LADDER[:rung]:
-            cheaper = planned(make_plan, gpus(gib), sharding={"strategy": strategy, "offload": offload})
-            assert cheaper.stages[stage.index].fits is False
-            assert strategy in stage.why
-        if stage.fits:
-            assert stage.memory is not None
-            assert stage.memory.peak_bytes <= gib * GIB, "auto never takes what its own model refuses"
-        else:
-            assert "no other strategy fits" in stage.why
+        assert stage.time
+        fitting = [other.stages[stage.index] for other in others if other.stages[stage.index].fits]
+        if not fitting:
+            assert "all else that auto may take lacks more" in stage.why
+            continue
+        assert stage.fits
+        fastest = min(other.time.seconds for other in fitting if other.time)
+        assert stage.time.seconds <= search.ALIKE * fastest
+        faster = [
+            other.stages[stage.index] for other in others
+            if (time := other.stages[stage.index].time) and time.seconds * search.ALIKE < stage.time.seconds
+        ]  # fmt: skip
+        assert not any(other.fits for other in faster)
+        for other in faster:
+            assert f"{other.settings.sharding.strategy} " in stage.why, "each faster one is told, with what it lacks"
 
 
 def test_auto_differs_with_the_memory(make_plan: MakePlan) -> None:
-    taken = [planned(make_plan, gpus(gib)).stages[1].settings.sharding for gib in (22, 40, 200)]
-    assert [each.strategy for each in taken][-1] == "ddp"
+    taken = [planned(make_plan, gpus(gib)).stages[1].settings.sharding for gib in (7, 14, 200)]
     assert len({(each.strategy, each.offload) for each in taken}) == 3
 
 
@@ -114,7 +140,8 @@ def test_auto_takes_the_largest_micro_size_that_fits(make_plan: MakePlan) -> Non
         assert stage.settings.batch.micro_size == stage.batch.micro_size
         taken[gib] = stage.batch.micro_size
         if taken[gib] < 16:
-            assert f"auto took zero3 at micro size {taken[gib]}: zero3 at micro size 16 needs" in stage.why
+            assert f"auto took zero3 at micro size {taken[gib]} (" in stage.why
+            assert "the fastest that fits: zero3 at micro size 16 (" in stage.why
             larger = batch | {"micro_size": 2 * taken[gib]}
             assert planned(make_plan, gpus(gib), batch=larger, sharding=sharding).stages[1].fits is False
     assert list(taken.values()) == sorted(taken.values())
@@ -122,18 +149,19 @@ def test_auto_takes_the_largest_micro_size_that_fits(make_plan: MakePlan) -> Non
 
 
 def test_auto_checkpoints_before_it_offloads_and_never_where_it_is_told_not_to(make_plan: MakePlan) -> None:
-    def less_again(stage: StagePlan) -> Activations:
-        found = count(stage)
+    def less_again(stage: StagePlan, length: int | None = None) -> Activations:
+        found = count(stage, length)
         return replace(found, saved=found.saved // 8) if stage.settings.gradient_checkpointing else found
 
     def settled(**changes: Any) -> StagePlan:
         batch = {"global_size": 32, "micro_size": 8}
         plan = make_plan(cluster=gpus(28), batch=batch, **changes)
-        return fit.with_memory(plan, facts(), less_again).stages[1]
+        return search.with_memory(plan, facts(), less_again).stages[1]
 
     stage = settled()
     assert (stage.settings.gradient_checkpointing, stage.settings.sharding.offload) == (True, "none")
-    assert "with gradient checkpointing at micro size 8: ddp at micro size 8 needs" in stage.why
+    assert " with gradient checkpointing at micro size 8 (" in stage.why
+    assert "; zero3 at micro size 8 (" in stage.why
     told = settled(gradient_checkpointing=False)
     assert (told.settings.gradient_checkpointing, told.settings.sharding.offload) == (False, "cpu")
 
@@ -149,7 +177,16 @@ def test_auto_never_takes_what_its_own_model_refuses(
         found = fit.verdict(stage, plan.cluster, facts(), count)
         assert found.fits == stage.fits
         assert found.memory == stage.memory
-        assert stage.fits or "no other strategy fits" in stage.why
+        assert stage.fits or "all else that auto may take lacks more" in stage.why
+
+
+def test_auto_keeps_batch_norm_in_low_precision_from_zero(make_plan: MakePlan) -> None:
+    """Which refuses it when the stage begins."""
+    norms = replace(facts(), has_batch_norm=True)
+    for precision, strategies in (("bf16", {"ddp"}), ("fp32", {"zero2", "zero3"})):
+        plan = make_plan(cluster=gpus(40), precision=precision)
+        taken = search.with_memory(plan, norms, count).stages[1].settings.sharding
+        assert taken.strategy in strategies
 
 
 def test_on_the_cpu_auto_stays_ddp_and_nothing_is_refused(make_plan: MakePlan) -> None:
@@ -158,7 +195,7 @@ def test_on_the_cpu_auto_stays_ddp_and_nothing_is_refused(make_plan: MakePlan) -
     full = plan.stages[1]
     assert (full.settings.sharding.strategy, full.fits) == ("ddp", False)
     assert "of the 4 GiB of a CPU rank's share of the host" in full.why
-    assert fit.shortage(plan, facts(), count) is None
+    assert ways.shortage(plan, facts(), count) is None
 
 
 def test_host_memory_limits_offload(make_plan: MakePlan) -> None:
@@ -173,12 +210,13 @@ def test_host_memory_limits_offload(make_plan: MakePlan) -> None:
 def test_unknown_is_not_a_verdict(make_plan: MakePlan) -> None:
     unsized = planned(make_plan, gpus(None)).stages[1]
     assert (unsized.fits, unsized.settings.sharding.strategy) == (None, "ddp")
+    assert unsized.time
     assert "say it with --gpu-memory" in unsized.why
 
-    def blind(stage: StagePlan) -> Activations:
+    def blind(stage: StagePlan, length: int | None = None) -> Activations:
         raise NotCounted("Net looks at values")
 
-    stage = fit.with_memory(make_plan(cluster=gpus(80)), facts(), blind).stages[1]
+    stage = search.with_memory(make_plan(cluster=gpus(80)), facts(), blind).stages[1]
     assert (stage.memory, stage.fits, stage.why) == (None, None, "not estimated: Net looks at values")
 
 
@@ -189,6 +227,9 @@ def test_the_json_has_the_keys_that_programs_read(make_plan: MakePlan) -> None:
         "logits_bytes", "buffers_bytes", "margin_bytes", "host_bytes",
     }  # fmt: skip
     assert stage["fits"] in (True, False)
+    parts = {"compute", "recomputation", "communication", "optimizer", "offload"}
+    assert stage["step_time"].keys() == parts | {"seconds", "assumptions"}
+    assert stage["step_time"]["seconds"] == pytest.approx(sum(stage["step_time"][part] for part in parts))
     assert stage["why"]
 
 
@@ -206,7 +247,10 @@ def test_the_table_and_the_breakdown(make_plan: MakePlan) -> None:
     assert plan.stages[1].why[:40] in table
     text = shown(memory_table.explained(plan, "full"))
     assert "reduction, the peak:" in text, "ddp's largest gradient is on its way into its bucket"
-    rows = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
+    moments, _, seconds = text.partition("a step, estimated: ")
+    assert "assumed: a GPU of unknown kind taken for A100 (--gpu-kind); 33% of" in seconds
+    assert "compute" in seconds
+    rows = {line.split()[0]: line for line in moments.splitlines() if line.startswith("  ")}
     assert rows["optimizer"].count("█") > rows["activations"].count("█")
     with pytest.raises(UserError, match="--explain last: the stages are head, full"):
         memory_table.explained(plan, "last")

@@ -1,0 +1,139 @@
+"""The choice behind ``auto``: of sharding, micro size and gradient checkpointing the fastest that fits.
+
+Owns the space that is searched, the order by `step_time`'s estimate, and the words in which the plan says why this one
+won and what kept the faster ones from it. Pure, as `fit`, by whose verdict it goes: it takes nothing that does not fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from launcher import fit, micro_size
+from launcher.cluster import Cluster
+from launcher.fit import Count, Verdict
+from launcher.memory_peak import Activations, NotCounted
+from launcher.parameters import ModelFacts
+from launcher.plan import RunPlan, StagePlan
+from launcher.recipe import Stage
+
+LADDER = (("ddp", "none"), ("zero1", "none"), ("zero2", "none"), ("zero3", "none"), ("zero2", "cpu"), ("zero3", "cpu"))
+"""From the simplest to the most involved, first without offload."""
+ALIKE = 1.05
+"""Times that differ by less are taken for the same, and the simpler way is taken: no estimate is better than that."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a stage."""
+
+    stage: StagePlan
+    way: int
+    """Number of its sharding and checkpointing in the order of simplicity; ways differ in the micro size besides."""
+    seconds: float
+    """Of an optimizer step, estimated."""
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """The less, the sooner it is taken: times that are alike, then simplicity, then the larger micro size."""
+        return math.floor(math.log(max(self.seconds, 1e-9), ALIKE)), self.way, -self.stage.batch.micro_size
+
+    def __str__(self) -> str:
+        sharding, batch = self.stage.settings.sharding, self.stage.batch
+        again = " with gradient checkpointing" if self.stage.settings.gradient_checkpointing is True else ""
+        return f"{fit.named(sharding.strategy, sharding.offload)}{again} at micro size {batch.micro_size}"
+
+    @property
+    def told(self) -> str:
+        """With its time."""
+        return f"{self} ({self.seconds:.3g} s a step)"
+
+
+def with_memory(plan: RunPlan, facts: ModelFacts, count: Count) -> RunPlan:
+    """The plan with each stage's memory and time, and what the recipe leaves open chosen: the fastest that fits."""
+    return plan.model_copy(update={"stages": [_settled(plan, stage, facts, count) for stage in plan.stages]})
+
+
+def _settled(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -> StagePlan:
+    asked, on_gpu = plan.recipe.stages[stage.index], plan.cluster.gpus_per_node > 0
+    first = fit.verdict(stage, plan.cluster, facts, count)
+    ways = list(_open_ways(stage, asked, facts, on_gpu=on_gpu))
+    is_open = len(ways) > 1 or (asked.batch.micro_size == "auto" and bool(micro_size.smaller(stage)))
+    if first.fits is None or not is_open:  # nothing to choose, or nothing to choose by
+        return _with(stage, first)
+    refused: dict[int, list[str]] = {}
+    nearest, at_best = stage, first
+    hopeless: set[int] = set()
+    for candidate in _by_time(ways, asked, plan.cluster, facts, count):
+        if candidate.way in hopeless and micro_size.smaller(candidate.stage):
+            continue  # its smallest alone says how much it lacks at least
+        found = fit.verdict(candidate.stage, plan.cluster, facts, count)
+        if found.fits:
+            return _with(candidate.stage, Verdict(found.memory, True, _why(candidate, found, refused), found.time))
+        if found.missing < at_best.missing:
+            nearest, at_best = candidate.stage, found
+        refused.setdefault(candidate.way, []).append(f"{candidate.told} {found.why}")
+        if fit.judge(candidate.stage, plan.cluster, facts, Activations()).fits is False:
+            hopeless.add(candidate.way)  # whatever the micro size
+    return _with(nearest, replace(at_best, why=f"{at_best.why}, and all else that auto may take lacks more"))
+
+
+def _open_ways(stage: StagePlan, asked: Stage, facts: ModelFacts, *, on_gpu: bool) -> Iterator[StagePlan]:
+    """What the recipe leaves open of sharding and checkpointing, the simpler first. On CPU ranks it is nothing."""
+    now = (stage.settings.sharding.strategy, stage.settings.sharding.offload)
+    is_open = on_gpu and asked.sharding.strategy == "auto"  # with offload it never is: see `rules`
+    rungs = [rung for rung in LADDER if rung[0] == "ddp" or not _refuses_zero(stage, facts)]
+    again = (False, True) if on_gpu and asked.gradient_checkpointing == "auto" else (asked.gradient_checkpointing,)
+    for rung in rungs if is_open else [now]:
+        for checkpoints in again:
+            yield fit.checkpointed(fit.sharded(stage, *rung), checkpoints is True)
+
+
+def _refuses_zero(stage: StagePlan, facts: ModelFacts) -> bool:
+    """DeepSpeed's ZeRO cannot train a BatchNorm in low precision; see `backends.zero`."""
+    return facts.has_batch_norm and stage.settings.precision != "fp32"
+
+
+def _by_time(
+    ways: list[StagePlan], asked: Stage, cluster: Cluster, facts: ModelFacts, count: Count
+) -> Iterator[Candidate]:
+    """Every micro size of every way, the fastest first.
+
+    Ways that compute again are never faster than the same without, so they are counted only when it is their turn.
+    """
+    plain = [(n, way) for n, way in enumerate(ways) if way.settings.gradient_checkpointing is not True]
+    again = [(n, way) for n, way in enumerate(ways) if way.settings.gradient_checkpointing is True]
+    found = sorted(_candidates(plain, asked, cluster, facts, count), key=lambda one: one.rank)
+    if again and found:
+        yield found[0]
+        found = found[1:]
+    found += _candidates(again, asked, cluster, facts, count)
+    yield from sorted(found, key=lambda one: one.rank)
+
+
+def _candidates(
+    ways: list[tuple[int, StagePlan]], asked: Stage, cluster: Cluster, facts: ModelFacts, count: Count
+) -> Iterator[Candidate]:
+    for number, way in ways:
+        try:
+            work = count(way).work
+        except NotCounted:  # this model cannot compute its blocks again
+            return
+        sizes = [way.batch.micro_size, *(micro_size.smaller(way) if asked.batch.micro_size == "auto" else ())]
+        for size in sizes:
+            stage = micro_size.resized(way, size, asked)
+            time = fit.stage_time(stage, cluster, facts, work.times(size / way.batch.micro_size))
+            yield Candidate(stage, number, time.seconds)
+
+
+def _why(taken: Candidate, found: Verdict, refused: dict[int, list[str]]) -> str:
+    """Why it won: what was faster or simpler, and what kept each from it; of each way the largest and the smallest."""
+    told = [text for texts in refused.values() for text in dict.fromkeys((texts[0], texts[-1]))]
+    reason = f"the fastest that fits: {'; '.join(told)}" if told else "nothing is faster by more than 5%"
+    return f"{found.why}; auto took {taken.told}, {reason}"
+
+
+def _with(stage: StagePlan, found: Verdict) -> StagePlan:
+    changes = {"memory": found.memory, "fits": found.fits, "why": found.why, "time": found.time}
+    return stage.model_copy(update=changes)
