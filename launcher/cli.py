@@ -78,6 +78,7 @@ def plan(
     ranks: Annotated[int | None, typer.Option(min=1, help="Processes on each machine, when it has no GPU.")] = None,
     model_config: Annotated[Path | None, typer.Option(help="A config.json to take instead of the model's own.")] = None,
     explain: Annotated[str | None, typer.Option(metavar="STAGE", help="What takes this stage's memory.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it, under each strategy.")] = None,
     compare: Annotated[Path | None, typer.Option(metavar="RUN", help="Its memory, for its cluster.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -91,7 +92,7 @@ def plan(
     from launcher.errors import EnvironmentProblem, UserError
     from launcher.plan import plan_json
 
-    if compare and (as_json or explain or any((gpus, gpu_memory, gpu_kind, host_memory, ranks))):
+    if compare and (as_json or explain or plot or any((gpus, gpu_memory, gpu_kind, host_memory, ranks))):
         raise UserError("--compare shows the plan for the cluster of that run, as a table: leave out the other options")
     checked, origins = recipe_io.load_with_origins(recipe, overrides or ())
     if compare:
@@ -114,6 +115,8 @@ def plan(
             _print(memory_table.compared(seen.plan, compare))
         else:
             _print(memory_table.explained(seen.plan, explain) if explain else plan_table.tables(seen.plan))
+        if plot:
+            seen.draw(plot)
         if missing := seen.shortage():
             raise EnvironmentProblem(missing)
 

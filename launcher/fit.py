@@ -60,11 +60,9 @@ def judge(stage: StagePlan, cluster: Cluster, facts: ModelFacts, counted: Activa
 def _compared(found: MemoryPlan, cluster: Cluster) -> tuple[bool | None, str, int]:
     needed = found.peak_bytes
     host_needed = cluster.ranks_per_node * found.host_bytes
-    if cluster.gpus_per_node:
-        there, what = cluster.gpu_memory_bytes, "a GPU"
-    else:
-        share = cluster.host_memory_bytes
-        there, what = share and share // cluster.ranks_per_node, "a CPU rank's share of the host"
+    there, what = rank_memory(cluster), "a GPU"
+    if not cluster.gpus_per_node:
+        what = "a CPU rank's share of the host"
         needed, host_needed = needed + found.host_bytes, 0
     if there is None:
         unknown = "--gpu-memory" if cluster.gpus_per_node else "--host-memory"
@@ -77,6 +75,13 @@ def _compared(found: MemoryPlan, cluster: Cluster) -> tuple[bool | None, str, in
         why = f"offload needs {gib(host_needed)} of the {gib(there)} of a node's host: {gib(missing)} are missing"
         return False, why, missing
     return True, needs, 0
+
+
+def rank_memory(cluster: Cluster) -> int | None:
+    """Bytes that a rank has: its GPU's, or its share of the host's. None: not known."""
+    if cluster.gpus_per_node:
+        return cluster.gpu_memory_bytes
+    return cluster.host_memory_bytes and cluster.host_memory_bytes // cluster.ranks_per_node
 
 
 def sharding(stage: StagePlan) -> memory.Sharding:

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from launcher import memory_record
+from launcher import fit, memory_record
 from launcher.errors import UserError
 from launcher.memory_peak import GIB
 from launcher.plan import RunPlan, StagePlan
@@ -104,10 +104,7 @@ def _row(plan: RunPlan, stage: StagePlan) -> tuple[str, ...]:
     memory = stage.memory
     if memory is None:
         return stage.name, *[""] * 8, FITS[None]
-    cluster = plan.cluster
-    there = cluster.gpu_memory_bytes
-    if not cluster.gpus_per_node and cluster.host_memory_bytes:
-        there = cluster.host_memory_bytes // cluster.ranks_per_node
+    there = fit.rank_memory(plan.cluster)
     states = memory.parameters_bytes + memory.gradients_bytes + memory.master_bytes + memory.optimizer_bytes
     return (
         stage.name,

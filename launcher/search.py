@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from launcher import fit, micro_size
 from launcher.cluster import Cluster
 from launcher.fit import Count, Verdict
-from launcher.memory_peak import Activations, NotCounted
+from launcher.memory_peak import Activations, MemoryPlan, NotCounted
 from launcher.parameters import ModelFacts
 from launcher.plan import RunPlan, StagePlan
 from launcher.recipe import Stage
@@ -125,6 +125,19 @@ def _candidates(
             stage = micro_size.resized(way, size, asked)
             time = fit.stage_time(stage, cluster, facts, work.times(size / way.batch.micro_size))
             yield Candidate(stage, number, time.seconds)
+
+
+def at_each_strategy(plan: RunPlan, facts: ModelFacts, count: Count) -> dict[str, dict[str, MemoryPlan]]:
+    """Stage -> strategy -> its memory there, for the stage's micro size, with the plan's own choice marked."""
+    found: dict[str, dict[str, MemoryPlan]] = {}
+    for stage in plan.stages:
+        now = (stage.settings.sharding.strategy, stage.settings.sharding.offload)
+        of_stage = found.setdefault(stage.name, {})
+        for rung in dict.fromkeys([*LADDER, now]) if plan.cluster.gpus_per_node else [now]:
+            memory = fit.verdict(fit.sharded(stage, *rung), plan.cluster, facts, count).memory
+            if memory:
+                of_stage[fit.named(*rung) + (" (the plan)" if rung == now else "")] = memory
+    return {name: memories for name, memories in found.items() if memories}
 
 
 def _why(taken: Candidate, found: Verdict, refused: dict[int, list[str]]) -> str:

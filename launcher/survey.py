@@ -16,7 +16,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from launcher import activations, assumed, data, fit, models, plan, recompute, search, stages, tasks, ways
+from launcher import (
+    activations,
+    assumed,
+    data,
+    fit,
+    memory_plot,
+    models,
+    plan,
+    recompute,
+    search,
+    stages,
+    tasks,
+    ways,
+)
 from launcher.cluster import Cluster
 from launcher.data_facts import DataFacts
 from launcher.errors import EnvironmentProblem, Problem, RecipeError, UserError
@@ -38,6 +51,11 @@ class Survey:
     count: fit.Count
     assumptions: list[str]
     """What was taken for granted because the hub could not be asked; see `assumed`."""
+
+    def draw(self, path: Path) -> None:
+        """Write a picture of the memory of each stage under each strategy; see `memory_plot.draw`."""
+        bars = search.at_each_strategy(self.plan, self.model, self.count)
+        memory_plot.draw(self.plan, bars, fit.rank_memory(self.plan.cluster), path)
 
     def shortage(self) -> str | None:
         """What to tell when a stage does not fit its GPUs; see `ways.shortage`."""

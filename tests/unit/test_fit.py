@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageColor
 from rich.console import Console
 
-from launcher import fit, memory_table, plan_table, search, ways
+from launcher import fit, memory_plot, memory_table, plan_table, search, ways
 from launcher.cluster import Cluster
 from launcher.errors import UserError
 from launcher.memory_peak import GIB, Activations, NotCounted
@@ -238,6 +240,37 @@ def shown(what: Any) -> str:
     console.print(what)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+def test_the_picture_has_a_bar_for_every_strategy_and_a_line(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = planned(make_plan, gpus(40), sharding={"strategy": "zero2"})
+    bars = search.at_each_strategy(plan, facts(), count)
+    assert [list(found) for found in bars.values()] == 2 * [
+        [
+            "ddp",
+            "zero1",
+            "zero2 (the plan)",
+            "zero3",
+            "zero2 with offload to the host",
+            "zero3 with offload to the host",
+        ]
+    ]
+    assert bars["full"]["zero2 (the plan)"] == plan.stages[1].memory
+    memory_plot.draw(plan, bars, 40 * GIB, tmp_path / "plan.png")
+    with Image.open(tmp_path / "plan.png") as image:
+        pixels = image.load()
+        assert pixels is not None
+        widest = max(memory.peak_bytes for found in bars.values() for memory in found.values())
+        y = 3 * memory_plot.ROW + memory_plot.ROW + 5  # inside the first bar, ddp's of the head
+        colours = [pixels[x, y] for x in range(memory_plot.LEFT, image.width)]
+        line = memory_plot.LEFT + round(40 * GIB * memory_plot.WIDTH / widest)
+    taken = bars["head"]["ddp"]
+    for name, num_bytes in taken.moments[taken.peak_at].items():
+        width = sum(colour == ImageColor.getrgb(memory_plot.COLOURS[name]) for colour in colours)
+        assert width == pytest.approx(num_bytes * memory_plot.WIDTH / widest, abs=3), name
+    assert colours[line - memory_plot.LEFT] == (0, 0, 0)
+    with pytest.raises(UserError, match=r"give the name of a \.png file"):
+        memory_plot.draw(plan, bars, None, tmp_path / "plan.pdf")
 
 
 def test_the_table_and_the_breakdown(make_plan: MakePlan) -> None:
