@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from launcher.order import Indices, num_micro_batches, order, row_seeds, share, window
+from launcher.micro_size import num_micro_batches
+from launcher.order import Indices, order, row_seeds, share, window
 from launcher.packing import Batch
 from launcher.plan import StagePlan
 from launcher.rows import Rows
@@ -93,15 +94,6 @@ class TrainingBatches:
                 yield Window(step, step // self._micro_batches.steps_per_epoch, micro)
         finally:
             del batches  # ends the thread or the workers now, also when an error keeps this frame alive
-
-
-def smallest_micro_batch(plan: StagePlan, num_rows: int) -> int:
-    """Rows of the smallest micro-batch that a stage over ``num_rows`` meets."""
-    batch, left_over = plan.batch, num_rows % plan.batch.global_size
-    if not left_over or plan.steps < plan.steps_per_epoch:
-        return batch.micro_size
-    chunks = num_micro_batches(left_over, batch.ranks, batch.micro_size) * batch.ranks
-    return min(batch.micro_size, left_over // chunks)
 
 
 def evaluation_batches(

@@ -6,7 +6,7 @@
     │   └── DataError        2    a file, a column or a label is not what the recipe says it is
     ├── EnvironmentProblem   3    no such GPU, no compiler, a port in use, a library missing
     ├── TrainingFailed       4    diverged, a hang, a frozen weight that moved
-    │   └── OutOfMemory      4    with the stage; with micro_size: auto `run` and `resume` go on in smaller ones
+    │   └── OutOfMemory      4    with the stage; with micro_size: auto it goes on in smaller ones
     ├── StoppedEarly        75    stopped on request; `thawline resume` goes on
     └── Interrupted        130    Ctrl-C
 
@@ -17,6 +17,7 @@ user; any other exception is a bug of ours and does.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 class ThawlineError(Exception):
@@ -72,11 +73,22 @@ class TrainingFailed(ThawlineError):
     exit_code = 4
 
 
+@dataclass(frozen=True)
+class Shortage:
+    """Where memory ran out."""
+
+    stage: str
+    during: Literal["step", "evaluation", "other"]
+    """``other``: while the stage was set up, saved or ended, where no micro-batch matters."""
+    size: int
+    """Samples that were computed at once; 0 for ``other``."""
+
+
 class OutOfMemory(TrainingFailed):
     """A rank's memory did not do for a stage."""
 
-    def __init__(self, stage: str, message: str) -> None:
-        self.stage = stage
+    def __init__(self, shortage: Shortage, message: str) -> None:
+        self.shortage = shortage
         super().__init__(message)
 
 

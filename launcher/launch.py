@@ -87,8 +87,8 @@ def train(claim: Claim, say: Callable[[str], None]) -> None:
 def _with_less_memory(run_dir: RunDir, rank: int | None = None) -> str | None:
     """After a rank (that one) ran out of memory: plan its stage anew, and say so. None: none did, or nothing helps."""
     for error in rank_error.read_all(run_dir):
-        if error.stage is not None and rank in (None, error.rank):
-            told = micro_size.after_out_of_memory(run_dir, error.stage, error.rank, error.message)
+        if error.shortage is not None and rank in (None, error.rank):
+            told = micro_size.after_out_of_memory(run_dir, error.shortage, error.rank, error.message)
             # It is dealt with: a launcher that comes after this one was killed must not do so again.
             rank_error.clear(run_dir)
             return told

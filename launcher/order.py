@@ -6,7 +6,6 @@ resumed run, or one on another number of ranks, meets the same rows in the same 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,11 +26,6 @@ def order(seed: int, stage_index: int, epoch: int, num_rows: int) -> Indices:
 def window(order_: Indices, step_in_epoch: int, global_size: int) -> Indices:
     """The rows of one optimizer step over all ranks; the last window of an epoch may be short."""
     return order_[step_in_epoch * global_size : (step_in_epoch + 1) * global_size]
-
-
-def num_micro_batches(num_rows: int, ranks: int, micro_size: int) -> int:
-    """Micro-batches a rank needs for a window of ``num_rows``: fewer in a short one, so that each still has rows."""
-    return max(1, math.ceil(num_rows / (ranks * micro_size)))
 
 
 def share(indices: Indices, rank: int, ranks: int, accumulation: int) -> list[list[tuple[int, float]]]:

@@ -64,6 +64,8 @@ class StagePlan(Planned):
     """Elements of the parameters that train."""
     frozen: int
     batch: BatchPlan
+    norm_rows: int | None = None
+    """Training rows, where a BatchNorm may train on them: no micro-batch may then be a single row. None: none does."""
     steps: int
     """Optimizer steps."""
     steps_per_epoch: int
@@ -204,6 +206,7 @@ def _resolve_stage(index: int, stage: Stage, cluster: Cluster, model: ModelFacts
         trainable=trainable,
         frozen=sum(parameter.numel for parameter in model.parameters) - trainable,
         batch=batch,
+        norm_rows=data.train_rows if model.has_batch_norm and stage.batch_norm != "frozen" else None,
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         evaluate_every_steps=interval_steps(every, steps_per_epoch)

@@ -11,7 +11,7 @@ import traceback as traceback_module
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from launcher.errors import EnvironmentProblem, OutOfMemory, ThawlineError, TrainingFailed
+from launcher.errors import EnvironmentProblem, OutOfMemory, Shortage, ThawlineError, TrainingFailed
 from launcher.run_dir import RunDir, write_atomic
 
 _ECHOES = (
@@ -57,8 +57,10 @@ class RankError(BaseModel):
     traceback: str
     secondary: bool
     """True: it only says that another rank is gone."""
-    stage: str | None = None
-    """The one that was training, if memory ran out in it."""
+    shortage: Shortage | None = None
+    """Where, if memory ran out in a stage."""
+    goes_on: str = ""
+    """What was planned anew because of it: another launch goes on with that."""
 
     @property
     def is_port_taken(self) -> bool:
@@ -84,15 +86,19 @@ def describe(rank: int, error: BaseException) -> RankError:
     return RankError(
         time=time.time(), rank=rank, type=kind, message=text, exit_code=exit_code,
         traceback="".join(traceback_module.format_exception(error)), secondary=is_echo,
-        stage=error.stage if isinstance(error, OutOfMemory) else None,
+        shortage=error.shortage if isinstance(error, OutOfMemory) else None,
     )  # fmt: skip
 
 
 def record(run_dir: RunDir, rank: int, error: BaseException) -> RankError:
     """Write why this rank ends; returns what was written, whose ``exit_code`` the rank should exit with."""
-    entry = describe(rank, error)
+    return write(run_dir, describe(rank, error))
+
+
+def write(run_dir: RunDir, entry: RankError) -> RankError:
+    """Leave a rank's last word, which is returned."""
     run_dir.logs.mkdir(parents=True, exist_ok=True)
-    write_atomic(run_dir.error(rank), entry.model_dump_json(indent=1))
+    write_atomic(run_dir.error(entry.rank), entry.model_dump_json(indent=1))
     return entry
 
 

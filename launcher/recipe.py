@@ -107,8 +107,8 @@ class Batch(Strict):
     """Samples in one optimizer step, over all ranks."""
     micro_size: PositiveInt | Literal["auto"] = "auto"
     """Samples a rank takes through the model at once. auto: of the divisors of global_size / ranks up to 32 the fastest
-    that fits the memory by the plan, mostly the largest; a stage that runs out of memory all the same goes on with the
-    next smaller one, under ``thawline run`` and ``resume``."""
+    that fits the memory by the plan, mostly the largest; a stage whose step runs out of memory all the same goes on
+    with the next smaller one."""
 
 
 class AdamW(Strict):
@@ -207,7 +207,8 @@ class Evaluate(Strict):
     best: str | None = None
     """A metric of the task; the best evaluation of the run is exported. None: the last weights are."""
     micro_size: PositiveInt | None = None
-    """Samples a rank evaluates at once. None: twice the training micro size."""
+    """Samples a rank evaluates at once. None: twice the training micro size, and half as many each time that memory
+    runs out in an evaluation."""
 
 
 class Checkpoint(Strict):

@@ -129,7 +129,8 @@ def newest_checkpoint(run: RunDir) -> str:
 def _from_error(error: RankError, attempt: Path) -> LaunchResult:
     is_bug = error.exit_code not in _OWN_CODES
     body = f"{error.traceback.rstrip()}\nThawline has no advice on this one." if is_bug else error.message
-    return LaunchResult(1 if is_bug else error.exit_code, f"rank {error.rank}: {body}\n{_logs(attempt)}", error.rank)
+    message = f"rank {error.rank}: {body}\n{_logs(attempt)}"
+    return LaunchResult(1 if is_bug else error.exit_code, message, error.rank, is_passing=bool(error.goes_on))
 
 
 def _silent_end(run: RunDir, echoes: list[RankError], attempt: Path) -> LaunchResult:

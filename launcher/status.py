@@ -201,7 +201,8 @@ def render(status: Status, run_dir: RunDir, now: float | None = None) -> str:
 
 
 def _event(event: Mapping[str, Any]) -> str:
-    sizes = f"micro size {event['micro_size']} became {event['next_micro_size']}"
+    size = "evaluate.micro_size" if event.get("during") == "evaluation" else "micro size"
+    sizes = f"{size} {event['micro_size']} became {event['next_micro_size']}"
     return f"{event['stage']}: rank {event['rank']} ran out of memory, {sizes}"
 
 

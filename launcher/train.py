@@ -19,7 +19,7 @@ import torch
 
 from launcher import checkpoint, optim, schedule, stages
 from launcher.backends import Engine, StepResult
-from launcher.batches import TrainingBatches, Window, evaluation_batches, smallest_micro_batch
+from launcher.batches import TrainingBatches, Window, evaluation_batches
 from launcher.checkpoint import Best, Position, Saved
 from launcher.distributed import running_statistics, seed_step
 from launcher.errors import Interrupted, StoppedEarly, ThawlineError, TrainingFailed, UserError
@@ -27,6 +27,8 @@ from launcher.evaluation import evaluate
 from launcher.gradient_witness import GradientWitness
 from launcher.handover import open_stage, write_model, write_optimizer
 from launcher.memory_meter import MemoryMeter
+from launcher.memory_told import memory_told
+from launcher.micro_size import smallest_micro_batch
 from launcher.plan import StagePlan
 from launcher.run import Run
 from launcher.run_dir import write_atomic
@@ -97,7 +99,8 @@ def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) 
     )  # fmt: skip
     with closing(iter(windows)) as ahead:
         for window in ahead:
-            train_step(run, stage, engine, window, progress)
+            with memory_told(stage, "step"):
+                train_step(run, stage, engine, window, progress)
             witness.settle()
             after_step(run, stage, engine, start, progress)
     end = finish_stage(run, stage, engine, start, before, progress)
@@ -174,7 +177,8 @@ def after_step(run: Run, stage: StagePlan, engine: Engine, start: Saved, progres
     every = stage.evaluate_every_steps
     is_best = False
     if (every and progress.step % every == 0) or (is_last and stage.evaluate_at_end):
-        is_best = measure(run, stage, engine, progress)
+        with memory_told(stage, "evaluation"):
+            is_best = measure(run, stage, engine, progress)
     is_due = progress.step % stage.checkpoint_every_steps == 0
     if not is_last and (is_best or is_due or run.stop.is_agreed):
         saved = save(run, stage, engine, start, progress, with_engine=True, with_model=is_best)

@@ -6,8 +6,6 @@ Called by `worker`; calls `train` for each stage. All ranks take the same way, d
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,16 +17,15 @@ from launcher import (
     export,
     hub_access,
     models,
-    rank_error,
     session,
     split_stages,
     tasks,
 )  # fmt: skip
 from launcher.checkpoint import Best, Position, Saved
 from launcher.distributed import Runtime
-from launcher.errors import EnvironmentProblem, OutOfMemory, UserError
-from launcher.memory_peak import breakdown
-from launcher.plan import RunPlan, StagePlan
+from launcher.errors import EnvironmentProblem, UserError
+from launcher.memory_told import memory_told
+from launcher.plan import RunPlan
 from launcher.run import Run
 from launcher.run_dir import RunDir
 from launcher.session import Session
@@ -150,32 +147,11 @@ def train_stages(run: Run, saved: Saved) -> Saved:
                     f"{saved.folder.name} was written by {position.ranks} ranks, and {run.runtime.ranks} were started; "
                     f"resume with {position.ranks}"
                 )
-        with memory_told(stage):
+        with memory_told(stage, "other"):
             saved = train_stage(run, stage, start, saved if is_inside else None)
         if run.stop.is_agreed and stage is not run.plan.stages[-1]:
             raise stopped(run, saved)
     return saved
-
-
-@contextmanager
-def memory_told(stage: StagePlan) -> Iterator[None]:
-    """Say of an error that memory ran out, in which stage it did and what was expected there.
-
-    Raises:
-        OutOfMemory: instead of the library's error.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        advice = rank_error.memory_advice(error)
-        if advice is None:
-            raise
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        planned = f"The plan expects {breakdown(stage.memory)}.\n" if stage.memory else ""
-        batch = f"micro size {stage.batch.micro_size} of a global batch of {stage.batch.global_size}"
-        raise OutOfMemory(
-            stage.name, f"stage {stage.name} ran out of memory at {batch}: {first}\n{planned}{advice}."
-        ) from error
 
 
 def finish(run: Run, last: Saved, processor: object) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from launcher import heartbeat, host_memory, orphans, rank_error
 from launcher.errors import StoppedEarly, ThawlineError
+from launcher.rank_error import RankError
 from launcher.run_dir import RunDir
 from launcher.stop import ATTEMPT, StopRequest
 
@@ -96,6 +97,8 @@ def leave(run_dir: Path | None, rank: int, error: BaseException) -> int:
     is_written = run_dir is not None and run_dir.is_dir()
     if run_dir is not None and is_written:
         entry = rank_error.record(RunDir(run_dir), rank, error)
+        if orphans.LAUNCHER_PID not in os.environ:
+            entry = with_less_memory(RunDir(run_dir), entry)
     else:
         entry = rank_error.describe(rank, error)
     is_told = orphans.LAUNCHER_PID in os.environ
@@ -108,6 +111,18 @@ def leave(run_dir: Path | None, rank: int, error: BaseException) -> int:
     if not is_told and rank == 0:
         print(f"{entry.type}: {entry.message}", file=sys.stderr)
     return entry.exit_code
+
+
+def with_less_memory(run_dir: RunDir, entry: RankError) -> RankError:
+    """Where nobody else would: after a rank ran out of memory, plan its stage anew for the next start of the ranks, by
+    torchrun's or accelerate's ``--max-restarts``, by SLURM's queue or by hand."""
+    from launcher import micro_size
+
+    told = entry.shortage and micro_size.after_out_of_memory(run_dir, entry.shortage, entry.rank, entry.message)
+    if not told:
+        return entry
+    message = f"{entry.message}\n{told}, when the ranks are started again"
+    return rank_error.write(run_dir, entry.model_copy(update={"message": message, "goes_on": told}))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from launcher import checkpoint, cluster, order
+from launcher import checkpoint, cluster, micro_size, order
 from launcher.checkpoint import Position
 from launcher.distributed import Runtime
 from launcher.errors import RecipeError
@@ -52,7 +52,7 @@ def test_every_row_is_one_ranks(num_rows: int) -> None:
     seen: list[int] = []
     for step in range(-(-num_rows // 4096)):
         window = order.window(rows, step, 4096)
-        accumulation = order.num_micro_batches(len(window), RANKS, 2)
+        accumulation = micro_size.num_micro_batches(len(window), RANKS, 2)
         shares = [order.share(window, rank, RANKS, accumulation) for rank in range(RANKS)]
         assert {len(share) for share in shares} == {accumulation}, "all ranks reach every forward pass"
         seen += [row for share in shares for micro in share for row, weight in micro if weight]

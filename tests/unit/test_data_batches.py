@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from launcher.batches import TrainingBatches, ahead, evaluation_batches, smallest_micro_batch
+from launcher.batches import TrainingBatches, ahead, evaluation_batches
+from launcher.micro_size import smallest_micro_batch
 from launcher.packing import Batch, pad
 from launcher.plan import BatchPlan, StagePlan
 from launcher.recipe import Stage

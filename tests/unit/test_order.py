@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.order import num_micro_batches, order, row_seeds, share, window
+from launcher.micro_size import num_micro_batches
+from launcher.order import order, row_seeds, share, window
 from launcher.sampling import sample
 
 small = st.integers(1, 6)

@@ -108,6 +108,15 @@ def test_ranks_that_fell_silent_with_their_launcher_were_lost_with_their_node(
     assert (attempt(run) / "requeue").exists() == goes_on
 
 
+def test_a_stage_that_was_planned_anew_for_less_memory_is_worth_another(run: RunDir) -> None:
+    begin(run, attempt(run), 3)
+    wrote(run, 1, 4)
+    [error] = rank_error.read_all(run)
+    rank_error.write(run, error.model_copy(update={"goes_on": "it goes on with 6"}))
+    assert end(run, attempt(run), 3, srun_code=4).exit_code == TrainingFailed.exit_code
+    assert (attempt(run) / "requeue").exists()
+
+
 def test_finished(run: RunDir) -> None:
     say(run, "finished")
     assert end(run, attempt(run), 3, srun_code=0).exit_code == 0
