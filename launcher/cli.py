@@ -143,6 +143,15 @@ def watch(run: Run) -> None:
 
 
 @app.command()
+def report(run: Run) -> None:
+    """Write a run on one page, RUN/report.html: curves, stages, memory and time beside the plan's, goodput."""
+    from launcher import report
+    from launcher.run_dir import RunDir
+
+    print(report.write(RunDir(run)))
+
+
+@app.command()
 def evaluate(run: Run, split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation") -> None:
     """Measure a run's exported model on a split of its data."""
     from launcher import inference

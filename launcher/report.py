@@ -1,0 +1,186 @@
+"""``thawline report``: a run on one page of HTML that needs nothing beside it: curves, stages, memory, time, goodput.
+
+Owns the page. Pure from the run's files, as `status`; imports no torch, and knows of no run that is not on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from itertools import groupby
+from statistics import median
+from typing import Any
+
+from launcher import micro_size
+from launcher.errors import UserError
+from launcher.memory_record import MemoryRecord, read_all
+from launcher.plan import RunPlan, StagePlan
+from launcher.run_dir import RunDir, write_atomic
+from launcher.status import Status, duration, number, read_status
+
+WIDTH, HEIGHT, EDGE = 640, 180, 50
+"""Pixels of a curve, and of the room for its numbers."""
+NO_CURVE = {"time", "stage", "step", "epoch", "split", "memory_bytes", "tokens_per_second"}
+COLOURS = {"train": "#4c72b0", "validation": "#dd8452"}
+STYLE = (
+    "body{font:15px sans-serif;max-width:72em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
+    "td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}svg{display:block}h2{margin-top:1.6em}"
+)
+Record = Mapping[str, Any]
+
+
+def write(run: RunDir) -> str:
+    """Write ``report.html`` into the run's folder, anew each time; returns its path.
+
+    Raises:
+        UserError: the folder is no run's, or it has no plan yet.
+    """
+    status = read_status(run)
+    if not run.plan.is_file():
+        raise UserError(f"{run.path}: has no plan.json yet, so there is nothing to report")
+    plan = RunPlan.model_validate_json(run.plan.read_bytes())
+    write_atomic(run.report, _page(run, status, plan, _records(run)))
+    return str(run.report)
+
+
+def goodput(records: Sequence[Record], global_sizes: Mapping[str, int]) -> tuple[float, float] | None:
+    """(seconds of the optimizer steps that count, seconds from the first of them to the last record). None: no steps.
+
+    A step's seconds are its samples over the samples a second of its record; what was done again after a resume is in
+    the second number alone, and so are evaluations, checkpoints, waiting and starting again.
+    """
+    useful, began = 0.0, None
+    for stage, of_stage in groupby((one for one in records if one["split"] == "train"), key=lambda one: one["stage"]):
+        before = 0
+        for one in of_stage:
+            seconds = (one["step"] - before) * global_sizes[stage] / one["samples_per_second"]
+            useful, before = useful + seconds, one["step"]
+            began = one["time"] - seconds if began is None else began
+    return (useful, max(useful, records[-1]["time"] - began)) if began is not None else None
+
+
+def step_seconds(records: Sequence[Record], stage: StagePlan) -> float | None:
+    """Measured seconds of an optimizer step: the median over the stage's records. None: it has none."""
+    rates = [one["samples_per_second"] for one in records if one["stage"] == stage.name and one["split"] == "train"]
+    return stage.batch.global_size / median(rates) if rates else None
+
+
+def _records(run: RunDir) -> list[Record]:
+    if not run.metrics.is_file():
+        return []
+    found: list[Record] = []
+    for line in run.metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:  # the last one, of a run that is being written
+            continue
+    return found
+
+
+def _page(run: RunDir, status: Status, plan: RunPlan, records: list[Record]) -> str:
+    title = escape(f"{plan.recipe.name}: {status.state}")
+    rows = f"{plan.data.train_rows:,} training, {plan.data.validation_rows:,} validation"
+    facts = [
+        ("run", str(run.path)), ("model", plan.recipe.model.source), ("machines", str(plan.cluster)),
+        ("task", plan.recipe.task.kind), ("rows", rows),
+        *((name, number(value)) for name, value in status.metrics.items()),
+        ("message", status.message or ""),
+    ]  # fmt: skip
+    sizes = {stage.name: stage.batch.global_size for stage in plan.stages}
+    if found := goodput(records, sizes):
+        share = f"{found[0] / found[1]:.1%}: {duration(found[0])} of optimizer steps in {duration(found[1])}"
+        facts.append(("goodput", share))
+    body = [
+        f"<h1>{title}</h1>", _table([], facts),
+        "<h2>Stages</h2>", _table(
+            ["stage", "trains", "trainable", "frozen", "sharding", "batch", "precision", "steps", "proof"],
+            [_stage_row(run, stage) for stage in plan.stages],
+        ),
+        "<h2>Memory and time, predicted and measured</h2>",
+        _table(["stage", "what", "predicted", "measured", "error"], _compared(plan, read_all(run), records)),
+    ]  # fmt: skip
+    if events := micro_size.events(run):
+        told = [
+            [event["stage"], str(event["rank"]), f"{event['micro_size']} became {event['next_micro_size']}"]
+            for event in events
+        ]
+        body += ["<h2>Out of memory</h2>", _table(["stage", "rank", "micro size"], told)]
+    body += ["<h2>Curves</h2>", *_curves(plan, records)]
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    return "\n".join([head, *body, "</html>"]) + "\n"
+
+
+def _stage_row(run: RunDir, stage: StagePlan) -> list[str]:
+    sharding, batch = stage.settings.sharding, stage.batch
+    offload = f", offload {sharding.offload}" if sharding.offload != "none" else ""
+    proof = run.proof(stage.index, stage.name)
+    holds = {True: "holds", False: "fails"}[json.loads(proof.read_bytes())["holds"]] if proof.is_file() else ""
+    return [
+        stage.name, ", ".join(stage.settings.train), f"{stage.trainable:,}", f"{stage.frozen:,}",
+        f"{sharding.strategy}{offload}{', checkpointed' * (stage.settings.gradient_checkpointing is True)}",
+        f"{batch.global_size} = {batch.micro_size} x {batch.accumulation} x {batch.ranks}", stage.settings.precision,
+        f"{stage.steps:,}", holds,
+    ]  # fmt: skip
+
+
+def _compared(plan: RunPlan, memories: Iterable[MemoryRecord], records: Sequence[Record]) -> list[list[str]]:
+    rows = []
+    by_stage = {record.stage: record.compared() for record in memories}
+    for stage in plan.stages:
+        if found := by_stage.get(stage.name):
+            sizes = [f"{num_bytes / 2**20:,.1f} MiB" for num_bytes in (found.predicted, found.measured)]
+            rows.append([stage.name, found.what, *sizes, f"{found.error:+.1%}"])
+        seconds = step_seconds(records, stage)
+        if seconds and stage.time:
+            error = stage.time.seconds / seconds - 1
+            rows.append([stage.name, "a step", f"{stage.time.seconds:.3g} s", f"{seconds:.3g} s", f"{error:+.0%}"])
+    return rows
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in header)}</tr>" if header else ""
+    lines = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
+    return f"<table>{head}{''.join(lines)}</table>"
+
+
+def _curves(plan: RunPlan, records: Sequence[Record]) -> list[str]:
+    """One for each number, over the optimizer steps of all stages in a row."""
+    offsets, total = {}, 0
+    for stage in plan.stages:
+        offsets[stage.name], total = total, total + stage.steps
+    names = dict.fromkeys(name for one in records for name in one if name not in NO_CURVE)
+    found = []
+    for name in names:
+        lines = {
+            split: [
+                (offsets[one["stage"]] + one["step"], one[name]) for one in records
+                if one["split"] == split and isinstance(one.get(name), int | float)
+            ]
+            for split in COLOURS
+        }  # fmt: skip
+        if any(lines.values()):
+            found.append(_curve(name, lines, total))
+    return found
+
+
+def _curve(name: str, lines: Mapping[str, Sequence[tuple[int, float]]], steps: int) -> str:
+    values = [value for points in lines.values() for _, value in points]
+    low, high = min(values), max(values)
+    span = high - low or 1.0
+    drawn = []
+    for split, points in lines.items():
+        places = [
+            (EDGE + step / steps * (WIDTH - EDGE), HEIGHT - 20 - (value - low) / span * (HEIGHT - 40))
+            for step, value in points
+        ]
+        joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        drawn.append(f'<polyline points="{joined}" fill="none" stroke="{COLOURS[split]}" stroke-width="1.5"/>')
+        drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{COLOURS[split]}"/>' for x, y in places[:500]]
+    drawn.append(f'<text x="0" y="24" font-size="12">{number(high)}</text>')
+    drawn.append(f'<text x="0" y="{HEIGHT - 16}" font-size="12">{number(low)}</text>')
+    drawn.append(f'<text x="{WIDTH - 70}" y="{HEIGHT - 2}" font-size="12">step {steps}</text>')
+    shown = ", ".join(
+        f'<span style="color:{COLOURS[split]}">{split}</span>' for split, points in lines.items() if points
+    )
+    return f'<h3>{escape(name)} ({shown})</h3><svg width="{WIDTH}" height="{HEIGHT}">{"".join(drawn)}</svg>'
