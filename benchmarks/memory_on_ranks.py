@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -87,7 +88,8 @@ def predicted(run: plan.RunPlan, facts: ModelFacts, inputs: dict[str, torch.Tens
         is_cast=stage.zero_stage > 0,
         checkpoints=stage.settings.gradient_checkpointing is True,
     )
-    return dataclasses.asdict(states) | {"activations": counted.saved}
+    saved = fit.stage_disk(stage, facts).checkpoint_bytes
+    return dataclasses.asdict(states) | {"activations": counted.saved, "checkpoint": saved}
 
 
 def built(run: plan.RunPlan, runtime: distributed.Runtime) -> backends.Engine:
@@ -105,10 +107,10 @@ def built(run: plan.RunPlan, runtime: distributed.Runtime) -> backends.Engine:
 
 
 def measured(
-    run: plan.RunPlan, runtime: distributed.Runtime, inputs: dict[str, torch.Tensor]
+    run: plan.RunPlan, runtime: distributed.Runtime, inputs: dict[str, torch.Tensor], folder: Path
 ) -> tuple[dict[str, int], list[str]]:
-    """The bytes that this rank really holds: gradients between two micro-batches, the rest after the step; and the
-    digests of what it computed."""
+    """The bytes that this rank really holds: gradients between two micro-batches, the rest after the step; those of the
+    checkpoint that all write to ``folder``; and the digests of what it computed."""
     stage = run.stages[0]
     engine = built(run, runtime)
     gradients = saved_bytes = 0
@@ -127,6 +129,10 @@ def measured(
             gradients, saved_bytes = engine.held()["gradients"], saved.num_bytes
     engine.step()
     held = engine.held()
+    engine.save(folder)
+    runtime.barrier()
+    held["checkpoint"] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    runtime.barrier()
     computed += [(name, value.clone()) for name, value in engine.parameters()]
     computed += [(name, buffer.clone()) for name, buffer in engine.module.named_buffers()]
     engine.close()
@@ -144,9 +150,11 @@ def main() -> None:
         if run.recipe.task.kind == "image-classification":
             spec = models.processor(run.recipe.model, run.recipe.task, Path())
         inputs = activations.inputs_of(run.recipe.task, spec, case["micro_size"], case["length"])
-        of_all_ranks = runtime.gather(measured(run, runtime, inputs))
+        folder = Path(sys.argv[2]).with_name("checkpoint")
+        of_all_ranks = runtime.gather(measured(run, runtime, inputs, folder))
         most = {name: max(one[name] for one, _ in of_all_ranks) for name in of_all_ranks[0][0]}
         if runtime.is_first:
+            shutil.rmtree(folder)
             computed = [digests for _, digests in of_all_ranks]
             report.append(case | {"predicted": predicted(run, facts, inputs), "measured": most, "computed": computed})
     if runtime.is_first:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from launcher import memory, step_time
 from launcher.cluster import Cluster, threads_per_rank
+from launcher.disk import DiskPlan, disk_plan
 from launcher.memory import ModelStates
 from launcher.memory_peak import GIB, Activations, MemoryPlan, NotCounted, plan_memory
 from launcher.parameters import ModelFacts
@@ -101,6 +102,18 @@ def model_states(stage: StagePlan, facts: ModelFacts) -> ModelStates:
         _optimizer_states(stage),
         stage.batch.accumulation,
     )
+
+
+def stage_disk(stage: StagePlan, facts: ModelFacts) -> DiskPlan:
+    """What a stage's checkpoints take."""
+    sizes = {parameter.name: parameter.numel for parameter in facts.parameters}
+    trained = stage.trained_names
+    return disk_plan(
+        [[sizes[name] for name in group.names] for group in stage.groups],
+        [size for name, size in sizes.items() if name not in trained],
+        sharding(stage), _optimizer_states(stage), keep=stage.settings.checkpoint.keep,
+        chooses=stage.settings.evaluate.best is not None,
+    )  # fmt: skip
 
 
 def _optimizer_states(stage: StagePlan) -> int:

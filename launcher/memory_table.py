@@ -21,7 +21,8 @@ from launcher.step_time import StepTime
 
 BAR_WIDTH = 40
 COLUMNS = (
-    "GiB a rank at the peak", "of", "in the", "model and optimizer", "activations", "loss", "host GiB", "s a step"
+    "GiB a rank at the peak", "of", "in the", "model and optimizer", "activations", "loss", "host GiB", "checkpoint",
+    "s a step",
 )  # fmt: skip
 FITS = {True: "fits", False: "does not fit", None: "not known"}
 
@@ -59,6 +60,10 @@ def explained(plan: RunPlan, name: str) -> RenderableType:
         blocks.append(_moment(moment, parts, found.memory.peak_bytes, is_peak=moment == found.memory.peak_at))
     if found.memory.host_bytes:
         blocks.append(Text(f"host memory: {_gib(found.memory.host_bytes)} GiB a rank"))
+    if found.disk:
+        sizes = [found.disk.checkpoint_bytes, found.disk.model_bytes, found.disk.most_bytes]
+        told = "disk: {} GiB a checkpoint inside the stage, {} the model at its end, {} at most while it runs"
+        blocks.append(Text(told.format(*map(_gib, sizes))))
     if found.time:
         blocks += _time(found.time)
     return Group(*blocks)
@@ -103,7 +108,7 @@ def compared(plan: RunPlan, run: Path) -> RenderableType:
 def _row(plan: RunPlan, stage: StagePlan) -> tuple[str, ...]:
     memory = stage.memory
     if memory is None:
-        return stage.name, *[""] * 8, FITS[None]
+        return stage.name, *[""] * 9, FITS[None]
     there = fit.rank_memory(plan.cluster)
     states = memory.parameters_bytes + memory.gradients_bytes + memory.master_bytes + memory.optimizer_bytes
     return (
@@ -115,6 +120,7 @@ def _row(plan: RunPlan, stage: StagePlan) -> tuple[str, ...]:
         _gib(memory.activations_bytes),
         _gib(memory.logits_bytes),
         _gib(memory.host_bytes) if memory.host_bytes else "",
+        _gib(stage.disk.checkpoint_bytes) if stage.disk else "",
         f"{stage.time.seconds:.3g}" if stage.time else "",
         FITS[stage.fits],
     )

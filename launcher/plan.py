@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from launcher.cluster import Cluster
 from launcher.data_facts import DataFacts
+from launcher.disk import DiskPlan
 from launcher.errors import EnvironmentProblem, Problem, RecipeError
 from launcher.memory_peak import MemoryPlan
 from launcher.parameters import Group, ModelFacts, groups
@@ -77,6 +78,8 @@ class StagePlan(Planned):
     """Estimated bytes per rank; see `fit`. None: not estimated."""
     fits: bool | None = None
     """Whether the peak is within the memory of a rank. None: not known."""
+    disk: DiskPlan | None = None
+    """Bytes of its checkpoints, of all ranks. None: not estimated."""
     time: StepTime | None = None
     """Estimated seconds of an optimizer step. None: not estimated."""
     why: str = ""
@@ -310,5 +313,6 @@ def _stage_json(stage: StagePlan) -> dict[str, Any]:
         "memory": stage.memory.model_dump() if stage.memory else None,
         "fits": stage.fits,
         "why": stage.why,
+        "disk": stage.disk.model_dump() if stage.disk else None,
         "step_time": stage.time.model_dump() if stage.time else None,
     }

@@ -52,7 +52,9 @@ class Candidate:
 
 def with_memory(plan: RunPlan, facts: ModelFacts, count: Count) -> RunPlan:
     """The plan with each stage's memory and time, and what the recipe leaves open chosen: the fastest that fits."""
-    return plan.model_copy(update={"stages": [_settled(plan, stage, facts, count) for stage in plan.stages]})
+    settled = [_settled(plan, stage, facts, count) for stage in plan.stages]
+    stages = [stage.model_copy(update={"disk": fit.stage_disk(stage, facts)}) for stage in settled]
+    return plan.model_copy(update={"stages": stages})
 
 
 def _settled(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -> StagePlan:

@@ -1,0 +1,61 @@
+"""How many bytes a stage's checkpoints take on the disk that all ranks share.
+
+Owns the arithmetic, pure as `memory`, whose sizes it takes; compared with the files of real engines in
+tests/integration/test_memory.py. Leaves out what does not grow with the model: manifests, pickles' frames, buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from launcher.memory import FLAT_ALIGNMENT, FP32_BYTES, Sharding
+
+
+class DiskPlan(BaseModel):
+    """Bytes of a run's folder, of all ranks together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    checkpoint_bytes: int
+    """Of a checkpoint inside the stage: the engine's own files."""
+    model_bytes: int
+    """Of the whole model in fp32: a stage's end, the best evaluation, the export."""
+    most_bytes: int
+    """While the stage runs: the model it started from, the checkpoints that are kept and the one being written, and
+    where an evaluation chooses, the best one's model."""
+
+
+def engine_bytes(groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sharding, states: int) -> int:
+    """Of N elements of which T train, s bytes an element of the engine, k states of the optimizer:
+
+    - ddp: `backends.data_parallel` saves module and optimizer once, 4 (N + k T).
+    - ZeRO 1 and 2: the module once, s N, and each rank its part of masters and states, 4 (1 + k) T, padded.
+    - ZeRO 3: each rank its part of masters and states, 4 (1 + k) T, and of frozen parameters, s a frozen element;
+      trained parameters come from their masters (deepspeed/runtime/engine.py, ``_save_zero_checkpoint``).
+
+    Args:
+        groups, frozen, states: see `memory.model_states`.
+    """
+    trained, still = sum(map(sum, groups)), sum(frozen)
+    s, ranks = sharding.engine_bytes, sharding.ranks
+    if sharding.zero_stage == 0:
+        return FP32_BYTES * (trained + still + states * trained)
+    if sharding.zero_stage == 3:
+        owned = ranks * sum(-(-numel // ranks) for group in groups for numel in group)
+        return FP32_BYTES * (1 + states) * owned + s * ranks * sum(-(-numel // ranks) for numel in frozen)
+    multiple = FLAT_ALIGNMENT * ranks
+    padded = sum(-(-sum(group) // multiple) * multiple for group in groups)
+    return s * (trained + still) + FP32_BYTES * (1 + states) * padded
+
+
+def disk_plan(
+    groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sharding, states: int, *, keep: int,
+    chooses: bool,
+) -> DiskPlan:  # fmt: skip
+    """What a stage needs. ``keep``: `recipe.Checkpoint.keep`; ``chooses``: an evaluation chooses the best."""
+    engine = engine_bytes(groups, frozen, sharding, states)
+    model = FP32_BYTES * (sum(map(sum, groups)) + sum(frozen))
+    best = engine + model if chooses else 0
+    return DiskPlan(checkpoint_bytes=engine, model_bytes=model, most_bytes=model + (keep + 1) * engine + best)
