@@ -155,7 +155,7 @@ def checkpointed(stage: StagePlan, checkpoints: bool) -> StagePlan:
 
 def named(strategy: str, offload: str) -> str:
     """A sharding in words."""
-    return strategy if offload == "none" else f"{strategy} with offload to {'the host' if offload == 'cpu' else 'NVMe'}"
+    return strategy if offload == "none" else f"{strategy} with offload to the host"
 
 
 def gib(num_bytes: int) -> str:

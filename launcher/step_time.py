@@ -39,8 +39,6 @@ MEMORY_REACHED = 0.8
 """Share of the memory's bandwidth that the optimizer's kernel reaches (kernels/README.md)."""
 HOST_BANDWIDTH = 2.0e11
 """Of a node's main memory, bytes a second, shared by its ranks; where the optimizer steps on the host: assumed."""
-NVME_BANDWIDTH = 6.0e9
-"""Of a node's NVMe, bytes a second, shared by its ranks: one PCIe 4.0 x4 drive; assumed."""
 LOOPBACK = 2.0e9
 """Between CPU ranks, bytes a second of each: gloo over the loopback; assumed."""
 
@@ -74,7 +72,6 @@ class Machine:
     """To the ranks it exchanges gradients with; over several nodes the slower of the two ways."""
     pcie: float
     host: float
-    nvme: float
     launch_s: float
     assumptions: tuple[str, ...]
 
@@ -105,7 +102,7 @@ class StepTime(BaseModel):
     """That no compute hides."""
     optimizer: float
     offload: float
-    """Between the device and host memory or NVMe."""
+    """Between the device and the host."""
     assumptions: list[str]
 
 
@@ -123,7 +120,7 @@ def machine(
         told = f"{CPU_FLOPS_PER_THREAD / 1e9:.0f} GFLOP/s on each of {threads} threads a rank"
         return Machine(
             flops=threads * CPU_FLOPS_PER_THREAD, memory=share, link=LOOPBACK, pcie=share, host=share,
-            nvme=NVME_BANDWIDTH / ranks_per_node, launch_s=LAUNCH_S, assumptions=(told,),
+            launch_s=LAUNCH_S, assumptions=(told,),
         )  # fmt: skip
     known = find(gpu_kind) if gpu_kind else None
     kind = known or find(SUPPOSED)
@@ -137,7 +134,7 @@ def machine(
         assumptions.append(f"{LINK_REACHED:.0%} of {link / 1e9:.4g} GB/s {where}, {OVERLAP:.0%} of it hidden at most")
     return Machine(
         flops=peak * REACHED[precision], memory=kind.bandwidth, link=link * LINK_REACHED,
-        pcie=kind.pcie * LINK_REACHED, host=HOST_BANDWIDTH / ranks_per_node, nvme=NVME_BANDWIDTH / ranks_per_node,
+        pcie=kind.pcie * LINK_REACHED, host=HOST_BANDWIDTH / ranks_per_node,
         launch_s=LAUNCH_S, assumptions=tuple(assumptions),
     )  # fmt: skip
 
@@ -146,9 +143,7 @@ def _node_link(kind: GpuKind) -> float:
     return next((rate for name, rate in NODE_LINK.items() if kind.name.startswith(name)), OTHER_NODE_LINK)
 
 
-def step_time(
-    work: Work, sharding: Sharding, load: Load, accumulation: int, machine: Machine, *, to_nvme: bool = False
-) -> StepTime:
+def step_time(work: Work, sharding: Sharding, load: Load, accumulation: int, machine: Machine) -> StepTime:
     """Seconds of an optimizer step of ``accumulation`` micro-batches of ``work`` each."""
     launches = work.kernels * machine.launch_s + load.tensors * HOOKS_S[sharding.zero_stage]
     compute = max((work.forward + work.backward) / machine.flops, launches)
@@ -165,9 +160,6 @@ def step_time(
     if sharding.offload:
         links = f"{machine.pcie / 1e9:.3g} GB/s over PCIe and {machine.host / 1e9:.3g} GB/s of host memory a rank"
         assumptions.append(links)
-    if to_nvme:
-        offload += nvme_bytes(sharding, load, accumulation) / machine.nvme
-        assumptions.append(f"{machine.nvme / 1e9:.3g} GB/s of NVMe a rank")
     stepping = optimizer_bytes(sharding, load) / (machine.host if sharding.offload else machine.memory * MEMORY_REACHED)
     parts = {
         "compute": accumulation * compute,
@@ -231,11 +223,3 @@ def pcie_bytes(sharding: Sharding, load: Load, accumulation: int) -> tuple[float
     if sharding.zero_stage < 3:
         return gradients, s * owned
     return gradients, accumulation * 2 * s * (load.trained + load.frozen) / sharding.ranks
-
-
-def nvme_bytes(sharding: Sharding, load: Load, accumulation: int) -> float:
-    """Bytes of a rank from and to NVMe in a step (Rajbhandari et al., "ZeRO-Infinity", 2021, section 5.1): masters and
-    states read and written; gradients written and read; the parameters' shards read twice a micro-batch."""
-    owned = load.trained / sharding.ranks
-    states = 2 * FP32_BYTES * (1 + load.optimizer_states) * owned + 2 * FP32_BYTES * owned
-    return states + accumulation * 2 * sharding.engine_bytes * (load.trained + load.frozen) / sharding.ranks

@@ -12,7 +12,7 @@ from launcher.step_time import Load, Machine, Work
 
 GIGA, TERA = 1e9, 1e12
 PLAIN = Machine(
-    flops=100 * TERA, memory=GIGA * 1000, link=GIGA * 100, pcie=GIGA * 10, host=GIGA * 50, nvme=GIGA * 2, launch_s=0.0,
+    flops=100 * TERA, memory=GIGA * 1000, link=GIGA * 100, pcie=GIGA * 10, host=GIGA * 50, launch_s=0.0,
     assumptions=(),
 )  # fmt: skip
 LOAD = Load(trained=3_000_000_000, frozen=1_000_000_000, tensors=0, optimizer_states=2)
