@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
 from launcher import recompute
@@ -32,7 +33,7 @@ IMAGE_SIDE = 224
 
 def count(
     module: nn.Module, inputs: Callable[[], dict[str, torch.Tensor]], device: Device, precision: str, *,
-    is_cast: bool, checkpoints: bool = False,
+    is_cast: bool, checkpoints: bool = False, meter: FlopMeter | None = None,
 ) -> Activations:  # fmt: skip
     """Bytes that the forward pass of one micro-batch saves, for a module whose ``requires_grad`` and modes are set.
 
@@ -45,14 +46,15 @@ def count(
         precision: fp32, bf16 or fp16.
         is_cast: the module itself is in ``precision`` (ZeRO), instead of computing in it under autocast (ddp).
         checkpoints: with gradient checkpointing, which the model must have: see `recompute.refusal`.
+        meter: the one of an earlier count of the module, whose fake tensors are taken again.
 
     Raises:
         NotCounted: the model asks for the values of a tensor, or for something that only real tensors have.
     """
     dtype = DTYPES[precision]
     low = nullcontext() if is_cast or precision == "fp32" else _autocast(device, dtype)
-    with FlopMeter() as meter, torch.device(device):
-        _fake(module, device, dtype if is_cast else torch.float32)
+    with meter or FlopMeter() as meter, torch.device(device):
+        _fake(module, device, dtype if is_cast else torch.float32, meter)
         arguments = inputs()
         if is_cast:
             arguments = {key: _cast(value, dtype) for key, value in arguments.items()}
@@ -105,13 +107,17 @@ def inputs_of(task: Task, processor: Any, batch_size: int, length: int) -> dict[
     return text_inputs(batch_size, length)
 
 
-def _fake(module: nn.Module, device: Device, dtype: torch.dtype) -> None:
-    """Replace parameters and buffers by fake ones of the same shapes; what was one tensor stays one."""
+def _fake(module: nn.Module, device: Device, dtype: torch.dtype, meter: FlopMeter) -> None:
+    """Replace parameters and buffers by fake ones of the same shapes; what was one tensor stays one, and what is such a
+    fake already stays."""
     made: dict[torch.Tensor, torch.Tensor] = {}  # a tensor's hash is its identity, and its key keeps it alive
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
         if tensor not in made:
             wanted = dtype if tensor.is_floating_point() else tensor.dtype
+            is_made = isinstance(tensor, FakeTensor) and tensor.fake_mode is meter
+            if is_made and tensor.dtype == wanted and tensor.device.type == device:
+                return tensor
             empty = torch.empty(tensor.shape, dtype=wanted, device=device)
             is_parameter = isinstance(tensor, nn.Parameter)
             made[tensor] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty

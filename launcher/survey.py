@@ -33,6 +33,7 @@ from launcher import (
 from launcher.cluster import Cluster
 from launcher.data_facts import DataFacts
 from launcher.errors import EnvironmentProblem, Problem, RecipeError, UserError
+from launcher.flops import FlopMeter
 from launcher.memory_peak import Activations, NotCounted
 from launcher.parameters import ModelFacts, groups
 from launcher.recipe import Recipe
@@ -143,6 +144,7 @@ def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fi
     ``module`` is the model's outline, which it changes.
     """
     found: dict[Any, Activations] = {}
+    meter = FlopMeter()
 
     def count(stage: plan.StagePlan, length: int | None = None) -> Activations:
         settings, micro_size = stage.settings, stage.batch.micro_size
@@ -164,6 +166,7 @@ def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fi
                 settings.precision,
                 is_cast=is_cast,
                 checkpoints=checkpoints,
+                meter=meter,
             )
         return found[key]
 

@@ -67,11 +67,13 @@ def test_as_torch_counts_them(
 
 def test_checkpointing_repeats_the_blocks_and_not_the_head() -> None:
     with init_empty_weights(include_buffers=False):
-        module = llama().train()
-    plain, again = (
-        activations.count(module, texts, "cuda", "bf16", is_cast=True, checkpoints=checkpoints).work
-        for checkpoints in (False, True)
-    )
+        module, meter = llama().train(), FlopMeter()
+    counted = [
+        activations.count(module, texts, "cuda", "bf16", is_cast=True, checkpoints=checkpoints, meter=one)
+        for checkpoints, one in ((False, None), (False, meter), (False, meter), (True, meter))
+    ]
+    assert counted[0] == counted[1] == counted[2], "tensors that are taken again change nothing"
+    plain, again = counted[0].work, counted[3].work
     assert (again.forward, again.backward) == (plain.forward, plain.backward)
     head = 2 * 3 * 12 * 32 * 50
     assert again.again == again.forward - head
