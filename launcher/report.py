@@ -89,7 +89,8 @@ def _page(run: RunDir, status: Status, plan: RunPlan, records: list[Record]) -> 
     ]  # fmt: skip
     sizes = {stage.name: stage.batch.global_size for stage in plan.stages}
     if found := goodput(records, sizes):
-        share = f"{found[0] / found[1]:.1%}: {duration(found[0])} of optimizer steps in {duration(found[1])}"
+        useful, since = map(duration, found)
+        share = f"{found[0] / found[1]:.1%}: {useful} of optimizer steps in the {since} since the first began"
         facts.append(("goodput", share))
     body = [
         f"<h1>{title}</h1>", _table([], facts),

@@ -68,16 +68,23 @@ def _settled(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -
     nearest, at_best = stage, first
     hopeless: set[int] = set()
     for candidate in _by_time(ways, asked, plan.cluster, facts, count):
-        if candidate.way in hopeless and micro_size.smaller(candidate.stage):
-            continue  # its smallest alone says how much it lacks at least
-        found = fit.verdict(candidate.stage, plan.cluster, facts, count)
-        if found.fits:
-            return _with(candidate.stage, Verdict(found.memory, True, _why(candidate, found, refused), found.time))
+        if candidate.way in hopeless:
+            continue
+        tried, told = candidate.stage, candidate.told
+        found = fit.judge(tried, plan.cluster, facts, Activations())
+        if found.fits is False:  # whatever the micro size, so nothing need be counted
+            hopeless.add(candidate.way)
+            smaller = micro_size.smaller(tried) if asked.batch.micro_size == "auto" else []
+            tried = micro_size.resized(tried, smaller[-1], asked) if smaller else tried
+            told = f"{told}, without activations,"
+        else:
+            found = fit.verdict(tried, plan.cluster, facts, count)
+            if found.fits:
+                return _with(tried, replace(found, why=_why(candidate, found, refused)))
         if found.missing < at_best.missing:
-            nearest, at_best = candidate.stage, found
-        refused.setdefault(candidate.way, []).append(f"{candidate.told} {found.why}")
-        if fit.judge(candidate.stage, plan.cluster, facts, Activations()).fits is False:
-            hopeless.add(candidate.way)  # whatever the micro size
+            nearest, at_best = tried, found
+        refused.setdefault(candidate.way, []).append(f"{told} {found.why}")
+    at_best = fit.verdict(nearest, plan.cluster, facts, count)
     return _with(nearest, replace(at_best, why=f"{at_best.why}, and all else that auto may take lacks more"))
 
 
