@@ -19,7 +19,7 @@ REACHED = {"bf16": 0.33, "fp16": 0.33, "fp32": 0.6}
 """Share of a GPU's peak that a whole training step reaches (MFU). bf16: torchtitan's Llama 3.1 8B on 8 and 128 H100
 without torch.compile (its benchmarks/llama3_h100_202412_torchtitan.md). fp32, far from the memory's limit: assumed."""
 CPU_FLOPS_PER_THREAD = 3.0e10
-"""What a training step in fp32 reaches on one thread of a server's CPU: assumed, see docs/memory.md for a measurement.
+"""What a training step in fp32 reaches on one thread of a server's CPU: assumed, with a measurement in docs/memory.md.
 bf16 is taken to be no faster."""
 LAUNCH_S = 6e-6
 """Host time of one kernel in eager PyTorch: assumed. A step cannot be shorter than its kernels' launches."""
