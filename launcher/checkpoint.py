@@ -6,8 +6,8 @@ and sha256. It is built under a temporary name and renamed when complete, so tha
 
     state.json    where the training stands (`Position`)
     engine/       what the backend needs to go on inside a stage, on the same number of ranks
-    model/        the whole model in fp32 by parameter name: at a stage's end, and where the best evaluation was
-    optimizer/    optimizer state by parameter name, when the next stage carries it on
+    model/        the whole model in fp32 by parameter name: at a stage's end, where the best evaluation was, and with
+    optimizer/    optimizer state by parameter name, when the next stage carries it on, or ranks may be others later
 
 All ranks must reach `write`.
 """
@@ -85,6 +85,12 @@ class Saved:
     @property
     def optimizer(self) -> Path:
         return self.folder / "optimizer"
+
+    @property
+    def is_for_any_ranks(self) -> bool:
+        """Whether any number of ranks can go on from it, not only as many as wrote it."""
+        is_between_stages = self.position.is_stage_end or self.position.step == 0
+        return self.model.is_dir() and (is_between_stages or self.optimizer.is_dir())
 
 
 def write(run_dir: RunDir, runtime: Runtime, position: Position, write_parts: Callable[[Path], None]) -> Saved:

@@ -132,14 +132,14 @@ def status(run: Run, as_json: AsJson = False) -> None:
 
 @app.command()
 def watch(run: Run) -> None:
-    """Show where a run stands until it ends."""
+    """Show where a run stands until it ends: from its files, and from SLURM's queue when it was submitted."""
+    from launcher import slurm_status
     from launcher.run_dir import RunDir
-    from launcher.status import follow, render
 
-    for found in follow(RunDir(run)):
+    for text in slurm_status.follow(RunDir(run)):
         if sys.stdout.isatty():
             print("\x1b[2J\x1b[H", end="")  # clear the screen
-        print(render(found, RunDir(run)), flush=True)
+        print(text, flush=True)
 
 
 @app.command()

@@ -35,6 +35,7 @@ def submit(
     qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,
     time: Annotated[str | None, typer.Option(help="Of one attempt, such as 4:00:00.")] = None,
     nodes: Annotated[int | None, typer.Option(help="Machines.")] = None,
+    min_nodes: Annotated[int | None, typer.Option(help="Go on with as few when no more are left.")] = None,
     gpus_per_node: Annotated[int | None, typer.Option(help="GPUs of each.")] = None,
     gres: Annotated[str | None, typer.Option(help="The same as gpu:a100:4.")] = None,
     ranks_per_node: Annotated[int | None, typer.Option(help="Default one a GPU.")] = None,
@@ -54,6 +55,8 @@ def submit(
     requeue_budget: Annotated[int | None, typer.Option(help="Attempts in a row that may save nothing new.")] = None,
     hang_timeout: Annotated[int | None, typer.Option(help="Seconds without a movement, then it hangs.")] = None,
     launcher: Annotated[str | None, typer.Option(help="torchrun or accelerate.")] = None,
+    container: Annotated[str | None, typer.Option(help="What stands before python on each node.")] = None,
+    container_python: Annotated[str | None, typer.Option(help="Python inside the container.")] = None,
     array: Annotated[list[str] | None, typer.Option(metavar="a.b=[c, d]", help="A run for each value.")] = None,
     array_limit: Annotated[int | None, typer.Option(help="Runs of the array at once.")] = None,
     split_stages: Annotated[
@@ -68,11 +71,13 @@ def submit(
 
     flags: dict[str, object] = {
         "job_name": job_name, "account": account, "partition": partition, "qos": qos, "time": time, "nodes": nodes,
+        "min_nodes": min_nodes,
         "gpus_per_node": gpus_per_node, "gres": gres, "ranks_per_node": ranks_per_node, "cpus_per_task": cpus_per_task,
         "memory": memory, "constraint": constraint, "nodelist": nodelist, "exclude": exclude, "exclusive": exclusive,
         "reservation": reservation, "comment": comment, "mail_user": mail_user, "mail_type": mail_type,
         "dependency": dependency, "signal_lead": signal_lead, "requeue": requeue, "requeue_budget": requeue_budget,
         "hang_timeout": hang_timeout, "array": array, "array_limit": array_limit, "launcher": launcher, "setup": setup,
+        "container": container, "container_python": container_python,
         "sbatch_arguments": sbatch_argument, "srun_arguments": srun_argument,
     }  # fmt: skip
     request = slurm_submit.Request(recipe, overrides or (), run_dir, flags, split_stages)

@@ -25,6 +25,8 @@ EXPECTED_RANKS = "THAWLINE_EXPECTED_RANKS"
 """Environment variable: the world size that a job on several nodes asked for."""
 EXPECTED_GPUS = "THAWLINE_EXPECTED_GPUS"
 """Environment variable: GPUs of each node that such a job asked for; 0 for none."""
+RANKS_VARY = "THAWLINE_RANKS_VARY"
+"""Environment variable: set where another attempt of this job may have another number of ranks."""
 NVIDIA_SMI_TIMEOUT_S = 60
 _UNITS = {"B": 1} | {
     f"{prefix}{unit}": base ** (power + 1)
@@ -164,6 +166,11 @@ def described(
     if host_memory is not None:
         changes["host_memory_bytes"] = parse_bytes(host_memory)
     return cluster.model_copy(update=changes)
+
+
+def ranks_vary() -> bool:
+    """Whether another attempt of this job may have another number of ranks."""
+    return bool(os.environ.get(RANKS_VARY))
 
 
 def threads_per_rank(ranks_per_node: int) -> int:

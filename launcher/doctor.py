@@ -79,7 +79,10 @@ def _nodes(machine: Cluster) -> Finding:
     """The same look as at a job's start, at all nodes of this allocation; in this folder, which they should share."""
     named = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
     hosts = subprocess.run(named, capture_output=True, text=True, check=False).stdout.split()
-    needs = argparse.Namespace(ranks_per_node=machine.ranks_per_node, gpus_per_node=machine.gpus_per_node, memory=None)
+    needs = argparse.Namespace(
+        ranks_per_node=machine.ranks_per_node, gpus_per_node=machine.gpus_per_node, memory=None,
+        python=sys.executable, prefix=[], srun_arguments=[],
+    )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix=".thawline-doctor-", dir=Path.cwd()) as folder:
         try:
             text = slurm_preflight.lead(

@@ -21,15 +21,18 @@ from launcher.backends import Engine, Parts
 from launcher.checkpoint import Saved
 from launcher.plan import StagePlan
 from launcher.run import Run
-from launcher.weights import WeightsReader, load_weights, named_state, read_weights, write_weights
+from launcher.weights import WeightsReader, load_weights, named_state, write_weights
 
 STEPS = "steps.json"
 
 
-def open_stage(run: Run, stage: StagePlan, start: Saved) -> Engine:
-    """Build the stage's engine with the weights, and if it carries them the optimizer state, of ``start``."""
+def open_stage(run: Run, stage: StagePlan, start: Saved, *, carry: bool = False) -> Engine:
+    """Build the stage's engine with the weights, and if it carries them the optimizer state, of ``start``.
+
+    ``carry``: whatever the stage says, since ``start`` stands inside of it and was written by other ranks.
+    """
     recipe = run.plan.recipe
-    carried = _carried_steps(stage, start)
+    carried = _carried_steps(stage, start) if carry or stage.settings.optimizer_state == "carry" else {}
 
     def load_module(sharding: AbstractContextManager[Any] | None) -> nn.Module:
         module = models.skeleton(recipe.model, recipe.task, run.plan.labels, run.recipe_dir, sharding)
@@ -87,19 +90,22 @@ def write_optimizer(run: Run, stage: StagePlan, engine: Engine, folder: Path) ->
     """Write the optimizer state by parameter name, for a next stage that carries it on."""
     keys = optim.STATE_KEYS[stage.settings.optimizer.kind]
     steps: dict[str, int] = {}
-    tensors: dict[str, torch.Tensor] = {}
-    for name, seen, state in engine.optimizer_state(keys):
-        steps[name] = seen
-        tensors.update({f"{name}/{key}": value for key, value in state.items()})
-    if run.runtime.is_first:
-        write_weights(tensors, folder)
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, seen, state in engine.optimizer_state(keys):
+            steps[name] = seen
+            yield from ((f"{name}/{key}", value) for key, value in state.items())
+
+    if not run.runtime.is_first:
+        for _ in tensors():
+            pass
+    else:
+        write_weights(tensors(), folder)
         (folder / STEPS).write_text(json.dumps({"kind": stage.settings.optimizer.kind, "steps": steps}, indent=1))
 
 
 def _carried_steps(stage: StagePlan, start: Saved) -> dict[str, int]:
-    """Parameter -> optimizer steps seen, for those that train here and whose state is carried in."""
-    if stage.settings.optimizer_state != "carry":
-        return {}
+    """Parameter -> optimizer steps seen, for those that train here and have state."""
     saved = json.loads((start.optimizer / STEPS).read_text())
     if saved["kind"] != stage.settings.optimizer.kind:
         raise AssertionError("rules refuse to carry state from one kind of optimizer to another")
@@ -107,10 +113,11 @@ def _carried_steps(stage: StagePlan, start: Saved) -> dict[str, int]:
 
 
 def _restore_optimizer(engine: Engine, folder: Path, carried: dict[str, int]) -> None:
-    by_name: dict[str, dict[str, torch.Tensor]] = {name: {} for name in carried}
-    for path, tensor in read_weights(folder).items():
-        name, _, key = path.rpartition("/")
-        if name in by_name:
-            by_name[name][key] = tensor
-    for name, steps in carried.items():
-        engine.set_optimizer_state(name, steps, by_name[name])
+    with WeightsReader(folder) as reader:
+        keys: dict[str, list[str]] = {name: [] for name in carried}
+        for path in sorted(reader.names):
+            name, _, key = path.rpartition("/")
+            if name in keys:
+                keys[name].append(key)
+        for name, steps in carried.items():
+            engine.set_optimizer_state(name, steps, {key: reader.tensor(f"{name}/{key}") for key in keys[name]})

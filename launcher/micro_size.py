@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 from launcher.errors import Shortage
@@ -82,10 +81,10 @@ def after_out_of_memory(run_dir: RunDir, shortage: Shortage, rank: int, message:
     again = again.model_copy(update={"memory": None, "fits": None, "time": None, "why": told})
     stages = [again if one is stage else one for one in plan.stages]
     write_atomic(run_dir.plan, plan.model_copy(update={"stages": stages}).model_dump_json(indent=1))
-    _append(
-        run_dir.events,
+    append_event(
+        run_dir,
         {
-            "time": time.time(), "event": "out_of_memory", "stage": stage.name, "rank": rank, "during": shortage.during,
+            "event": "out_of_memory", "stage": stage.name, "rank": rank, "during": shortage.during,
             "micro_size": shortage.size, "next_micro_size": after, "message": message,
         },
     )  # fmt: skip
@@ -111,6 +110,7 @@ def events(run_dir: RunDir) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run_dir.events.read_text(encoding="utf-8").splitlines()]
 
 
-def _append(path: Path, event: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(event, ensure_ascii=False) + "\n")
+def append_event(run_dir: RunDir, event: dict[str, Any]) -> None:
+    """Write down, with its time, what made a run go on otherwise than it was planned."""
+    with run_dir.events.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": time.time()} | event, ensure_ascii=False) + "\n")

@@ -16,7 +16,6 @@ from launcher.run_dir import RunDir
 from launcher.status import ACTIVE, read_status
 
 FOLLOW_EVERY_S = 0.5
-ASK_QUEUE_EVERY_S = 10.0
 
 
 def read(run: RunDir, rank: int | None = None) -> Iterator[str]:
@@ -38,10 +37,9 @@ def follow(run: RunDir, rank: int | None = None) -> Iterator[str]:
     """
     places: dict[Path, int] = {}
     last: Path | None = None
-    asked, is_over = 0.0, False
+    follower = slurm_queue.Follower(run)
     while True:
-        if time.monotonic() - asked >= ASK_QUEUE_EVERY_S or _has_ended(run):
-            asked, is_over = time.monotonic(), _is_over(run)
+        is_over = _is_over(run, follower)
         for file in files(run, rank):
             text = _from(file, places.get(file, 0)) if file.is_file() else b""
             if text:
@@ -83,11 +81,11 @@ def _has_ended(run: RunDir) -> bool:
     return run.status.is_file() and read_status(run).state not in ACTIVE
 
 
-def _is_over(run: RunDir) -> bool:
+def _is_over(run: RunDir, follower: slurm_queue.Follower) -> bool:
     """Whether nothing will be written any more: the queue's word first, where there is one."""
-    queued = slurm_queue.look(run)
-    if queued is not None:
-        return queued.is_over
+    jobs = follower.look(_has_ended(run))
+    if jobs:
+        return all(job.is_over for job in jobs)
     if slurm_queue.job_of(run) is not None and not run.status.is_file():
         return False  # it waits, and the queue gives no answer
     status = read_status(run)

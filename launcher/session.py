@@ -139,10 +139,13 @@ def read_plan(run_dir: Path) -> RunPlan:
     return _read_plan(run)
 
 
-def make_way(run: RunDir, recipe: Recipe, nodes: int, ranks_per_node: int, *, is_split: bool = False) -> None:
+def make_way(
+    run: RunDir, recipe: Recipe, nodes: int, ranks_per_node: int, *, is_split: bool = False, varies: bool = False
+) -> None:
     """Let a job that starts later have the run: what another recipe left that trained nothing yet goes.
 
     ``is_split``: the job trains one stage, and may have other nodes and ranks where the run is between two.
+    ``varies``: the job may be given fewer nodes than it asks for.
 
     Raises: UserError when the folder holds a finished run, another recipe's, one that was planned for other nodes or
         ranks, or one that is being worked on.
@@ -156,8 +159,13 @@ def make_way(run: RunDir, recipe: Recipe, nodes: int, ranks_per_node: int, *, is
         return
     plan = _read_plan(run)
     planned = plan.cluster
-    if is_split and split_stages.is_between_stages(run, plan):
+    if (is_split or varies) and split_stages.is_for_any_ranks(run, plan):
         return
+    if varies:
+        raise UserError(
+            f"{run.path} stands inside a stage, in a checkpoint that only {planned} can go on from, since what wrote "
+            f"it had no slurm.min_nodes; submit it without min_nodes, and with --nodes {planned.nodes}"
+        )
     if (planned.nodes, planned.ranks_per_node) != (nodes, ranks_per_node):
         raise UserError(
             f"{run.path} was planned for {planned}, and this job has {nodes} x {ranks_per_node} ranks: a run goes on "
@@ -236,10 +244,10 @@ def _reopened(run: RunDir, ranks: int | None, from_environment: bool) -> Session
     plan = _read_plan(run)
     if run.status.is_file() and read_status(run).state == "finished":
         return Session(run.path, plan, "finished")
+    run_lock.take(run)  # what follows may write the plan anew
     if from_environment:
         plan = split_stages.planned_for(run, plan, _cluster(ranks, from_environment))
     _refuse_other_cluster(run, plan, ranks, from_environment)
-    run_lock.take(run)
     hub_access.stay_offline_if_unreachable(plan.recipe)
     _announce(run, plan, orphans.launcher_pid() if from_environment else os.getpid())
     return Session(run.path, plan, "unfinished")

@@ -66,8 +66,11 @@ def end(run: RunDir, attempt: Path, budget: int, srun_code: int) -> LaunchResult
     return LaunchResult(result.exit_code, f"{result.message}\n{more}")
 
 
-def judge(run: RunDir, attempt: Path, srun_code: int) -> LaunchResult:
-    """One exit code and message from what the ranks wrote, else from their launchers' codes, else from srun's."""
+def judge(run: RunDir, attempt: Path, srun_code: int, nodes: int | None = None) -> LaunchResult:
+    """One exit code and message from what the ranks wrote, else from their launchers' codes, else from srun's.
+
+    ``nodes``: how many the ranks were on; None: as the job's script says.
+    """
     errors = rank_error.read_all(run)
     real = [error for error in errors if error.exit_code not in STOPPED_CODES]
     if first := next((error for error in real if not error.secondary), None):
@@ -80,7 +83,7 @@ def judge(run: RunDir, attempt: Path, srun_code: int) -> LaunchResult:
     if (hung := attempt / "hung").is_file():
         return LaunchResult(TrainingFailed.exit_code, f"{hung.read_text()}; {_logs(attempt)}", is_passing=True)
     if real:
-        return _silent_end(run, real, attempt)
+        return _silent_end(run, real, attempt, nodes or int(os.environ.get("THAWLINE_NODES", "1")))
     if errors:
         return LaunchResult(errors[0].exit_code, errors[0].message)
     if srun_code == 0 and is_finished:
@@ -133,14 +136,14 @@ def _from_error(error: RankError, attempt: Path) -> LaunchResult:
     return LaunchResult(1 if is_bug else error.exit_code, message, error.rank, is_passing=bool(error.goes_on))
 
 
-def _silent_end(run: RunDir, echoes: list[RankError], attempt: Path) -> LaunchResult:
+def _silent_end(run: RunDir, echoes: list[RankError], attempt: Path, nodes: int) -> LaunchResult:
     """All that wrote something say that another rank was gone; with its launcher if its node was lost."""
     heard = {error.rank for error in echoes}
     ranks = read_status(run).ranks if run.status.is_file() else max(heard) + 1
     silent = [rank for rank in range(ranks) if rank not in heard]
     if not silent:
         return LaunchResult(TrainingFailed.exit_code, f"{echoes[0].message}; {_logs(attempt)}")
-    ranks_per_node = max(1, ranks // int(os.environ.get("SLURM_NNODES", "1")))
+    ranks_per_node = max(1, ranks // nodes)
     spoke = {node for node, code, _ in _launchers(attempt) if code not in _FROM_SIGNALS}
     is_lost = not any(rank // ranks_per_node in spoke for rank in silent)
     why = "their node was lost" if is_lost else "most likely killed (no memory left)"
@@ -169,6 +172,9 @@ def main(argv: list[str] | None = None) -> int:
     except ThawlineError as error:
         print(f"thawline: {error}", flush=True)
         return error.exit_code
+    except OSError as error:
+        print(f"thawline: the run's folder cannot be used here: {error}; check its disk and your quota", flush=True)
+        return EnvironmentProblem.exit_code
     done = f"stage {last_stage()} is done" if last_stage() else "finished"
     print(f"thawline: {result.message or done}", flush=True)
     return result.exit_code

@@ -46,6 +46,14 @@ Comment = Annotated[
     str, Field(pattern=rf'^[^"\\{_ENDS_LINES}]+$', title="one line of text without double quotes and \\")
 ]
 SetupLine = Annotated[str, Field(pattern=rf"^[^{_ENDS_LINES}]+$", title="one line of bash")]
+Words = Annotated[
+    str,
+    Field(
+        pattern=rf"^[^\s\"'\\{_ENDS_LINES}]+( [^\s\"'\\{_ENDS_LINES}]+)*$",
+        title="words with one blank between, without quotes, such as apptainer exec --nv image.sif",
+    ),
+]
+Program = Annotated[str, Field(pattern=rf"^[^{_ENDS_LINES}]+$", title="a path, or a name on PATH, such as python3")]
 SbatchArgument = Annotated[
     str,
     Field(pattern=rf'^--[a-z][a-z-]*(=[^"\\{_ENDS_LINES}]+)?$', title="an argument of the form --name or --name=value"),
@@ -72,6 +80,9 @@ class Slurm(Strict):
     """Longest time of one attempt; at its end the run saves, and is queued again. None: the partition's default."""
     nodes: PositiveInt = 1
     """Machines."""
+    min_nodes: PositiveInt | None = None
+    """Machines to go on with, at the least, where no more are left or free: the global batch stays, fewer ranks take
+    more micro-batches each. Checkpoints are larger: any number of ranks can take them up. null: always all nodes."""
     gpus_per_node: PositiveInt | None = None
     """GPUs of each node. None: as gres says, or none at all."""
     gres: Gres | None = None
@@ -115,12 +126,40 @@ class Slurm(Strict):
     queued again; a rank that gives no sign of life hangs after 180 s already. null: nothing watches."""
     launcher: Literal["torchrun", "accelerate"] = "torchrun"
     """What starts the ranks of a node."""
+    container: Words | None = None
+    """What stands before python on each node, such as apptainer exec --nv /shared/thawline.sif. The run's folder, the
+    recipe, model and data must be at the same paths inside. Pyxis: srun_arguments with --container-image instead."""
+    container_python: Program | None = None
+    """Python that has thawline inside the container. null: the one outside, at the same path."""
     setup: list[SetupLine] = []
     """Lines of bash that run on the first node before anything else, such as module load cuda."""
     sbatch_arguments: list[SbatchArgument] = []
     """More #SBATCH lines."""
     srun_arguments: list[SrunArgument] = []
     """More arguments of srun."""
+
+    @property
+    def container_words(self) -> list[str]:
+        """``container``, word by word."""
+        return self.container.split(" ") if self.container else []
+
+    @property
+    def time_s(self) -> int | None:
+        """``time`` in seconds, as SLURM reads it; None: not said."""
+        if self.time is None:
+            return None
+        days, has_days, rest = self.time.rpartition("-")
+        parts = [int(part) for part in rest.split(":")]
+        if has_days:  # days-hours[:minutes[:seconds]]
+            hours, minutes, seconds = [*parts, 0, 0][:3]
+        else:  # minutes:seconds or hours:minutes:seconds
+            hours, minutes, seconds = [0, *parts][-3:]
+        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+    @property
+    def fewest_nodes(self) -> int:
+        """The least that an attempt may have."""
+        return self.min_nodes or self.nodes
 
     @property
     def gpus(self) -> int:
@@ -161,6 +200,11 @@ _OURS_OF_SRUN = (
 
 def conflicts(options: Slurm) -> Iterator[tuple[str, str]]:
     """(key, message) of each option that contradicts another, or the script."""
+    if options.time_s is not None and options.time_s <= options.signal_lead:
+        message = f"{options.signal_lead} s before the end of {options.time} is no later than its start: every attempt "
+        yield "signal_lead", f"{message}would stop after its first step; set less, or a longer slurm.time"
+    if options.fewest_nodes > options.nodes:
+        yield "min_nodes", f"{options.min_nodes} is more than slurm.nodes, {options.nodes}, which is the most"
     if options.array_limit and not options.array:
         yield "array_limit", f"{options.array_limit} at once of no array; set array too, or take it out"
     if options.gpus_per_node and options.gres and "gpu" in options.gres:

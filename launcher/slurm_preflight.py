@@ -43,14 +43,14 @@ def lead(run: RunDir, attempt: Path, hosts: Sequence[str], head: str, port: int,
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "token").write_text(token)
     command = [
-        "srun", f"--nodes={len(hosts)}", f"--ntasks={len(hosts)}", "--ntasks-per-node=1", "--export=ALL",
-        "--kill-on-bad-exit=0", "--label", sys.executable, "-m", "launcher.slurm_preflight", "node", str(folder),
-        token, head, str(port),
+        "srun", f"--nodes={len(hosts)}", f"--ntasks={len(hosts)}", "--ntasks-per-node=1",
+        f"--nodelist={','.join(hosts)}", "--export=ALL", "--kill-on-bad-exit=0", "--label", *needs.srun_arguments,
+        *needs.prefix, needs.python, "-m", "launcher.slurm_preflight", "node", str(folder), token, head, str(port),
     ]  # fmt: skip
     with _answering(port):
         said = _said(command)
     found = {facts.host: facts for facts in _facts(said)}
-    lines = [f"{host}: {_silence(host, hosts, said)}" for host in hosts if host not in found]
+    lines = [f"{host}: {_silence(host, hosts, said, needs.python)}" for host in hosts if host not in found]
     present = [found[host] for host in hosts if host in found]
     if present:
         lines += preflight.problems(present, needs.ranks_per_node, needs.gpus_per_node, needs.memory)
@@ -129,12 +129,12 @@ def _facts(said: str) -> Iterator[Facts]:
             yield Facts.model_validate_json(content)
 
 
-def _silence(host: str, hosts: Sequence[str], said: str) -> str:
+def _silence(host: str, hosts: Sequence[str], said: str, python: str) -> str:
     """What is known of a node that sent no facts."""
     task = f"{hosts.index(host)}: "
     words = [line for line in said.splitlines() if _MARK not in line and (host in line or line.startswith(task))]
     heard = "; ".join(words[-3:]) or f"no answer in {PATIENCE_S:.0f} s"
-    return f"it cannot run {sys.executable}: {heard}"
+    return f"it cannot run {python}: {heard}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -149,6 +149,9 @@ def main(argv: list[str] | None = None) -> int:
     leads.add_argument("--ranks-per-node", type=int, required=True)
     leads.add_argument("--gpus-per-node", type=int, required=True)
     leads.add_argument("--memory")
+    leads.add_argument("--python", default=sys.executable)
+    leads.add_argument("--prefix", action="append", default=[])
+    leads.add_argument("--srun-argument", dest="srun_arguments", action="append", default=[])
     looks = roles.add_parser("node")
     looks.add_argument("folder", type=Path)
     looks.add_argument("token")
@@ -160,7 +163,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         print(lead(RunDir(given.run), given.attempt, given.hosts, given.hosts[0], given.port, given), flush=True)
-    except ThawlineError as error:
+    except (ThawlineError, OSError) as error:
+        if isinstance(error, OSError):  # no srun, a folder that cannot be written, a port that is taken
+            error = EnvironmentProblem(f"preflight: {error}, on the first node, {socket.gethostname()}; mend it there")
         close_status(RunDir(given.run), "failed", str(error))
         print(f"thawline: {error}", flush=True)
         return error.exit_code

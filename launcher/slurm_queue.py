@@ -11,6 +11,8 @@ import logging
 import re
 import shutil
 import subprocess
+import time
+from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,6 +21,8 @@ from launcher.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 ANSWER_TIMEOUT_S = 30
+ASK_EVERY_S = (2.0, 60.0)
+"""How often a `Follower` asks: after a change, and when there has been none for minutes."""
 _WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED")
 _AT_WORK = ("RUNNING", "COMPLETING")
 
@@ -56,6 +60,31 @@ def look(run: RunDir) -> QueueState | None:
     """The job that a run waits for or runs in, else its last; None when no SLURM is here that knows it."""
     found = [state for job in jobs_of(run) if (state := ask(job)) is not None]
     return next((state for state in found if not state.is_over), found[-1] if found else None)
+
+
+@dataclass
+class Follower:
+    """The states of a run's jobs over time, asked for less and less often while they stay as they are.
+
+    A controller answers all users of a cluster, and many may follow their runs for days.
+    """
+
+    run: RunDir
+    _jobs: list[QueueState] = field(default_factory=list)
+    _hint: object = None
+    _asked: float = float("-inf")
+    _pause_s: float = 0.0
+
+    def look(self, hint: object = None) -> list[QueueState]:
+        """Those that SLURM knows, in the order they run; asked anew when it is time, or soon after ``hint`` changed."""
+        is_new, now = hint != self._hint, time.monotonic()
+        if now - self._asked < (min(ASK_EVERY_S[0], self._pause_s) if is_new else self._pause_s):
+            return self._jobs
+        found = [state for job in jobs_of(self.run) if (state := ask(job)) is not None]
+        is_same = found == self._jobs and not is_new
+        self._pause_s = min(ASK_EVERY_S[1], 2 * self._pause_s) if is_same else ASK_EVERY_S[0]
+        self._jobs, self._hint, self._asked = found, hint, time.monotonic()
+        return found
 
 
 def ask(job: str) -> QueueState | None:

@@ -42,6 +42,8 @@ class Job:
     """More of them for each task of an array, whose runs are folders in ``run_dir``; empty: it is no array."""
     until: str = ""
     """The stage after which the job ends; empty: the last."""
+    node_counts: tuple[int, ...] = ()
+    """Where nodes may be fewer: how many can share the batch, the most first; empty: the number is fixed."""
 
 
 def render(options: Slurm, job: Job) -> str:
@@ -74,6 +76,7 @@ def render(options: Slurm, job: Job) -> str:
 
 def directives(options: Slurm, job: Job) -> Iterator[str]:
     """What stands behind ``#SBATCH``, line by line."""
+    is_fixed = options.fewest_nodes == options.nodes
     values: list[tuple[str, object]] = [
         ("job-name", (options.job_name or job.name) + (f".{job.until}" if job.until else "")),
         ("array", _array(options, job)),
@@ -81,8 +84,9 @@ def directives(options: Slurm, job: Job) -> Iterator[str]:
         ("partition", options.partition),
         ("qos", options.qos),
         ("time", options.time),
-        ("nodes", options.nodes),
-        ("ntasks-per-node", 1),
+        ("nodes", options.nodes if is_fixed else f"{options.fewest_nodes}-{options.nodes}"),
+        # Of a range of nodes it would count the tasks from the fewest, and give no more nodes than tasks.
+        ("ntasks-per-node", 1 if is_fixed else None),
         ("gpus-per-node", options.gpus_per_node),
         ("gres", options.gres),
         ("cpus-per-task", options.cpus_per_task),

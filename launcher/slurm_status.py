@@ -6,13 +6,18 @@ several jobs, an array of runs. Called by `cli`.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from launcher import slurm_array, slurm_queue
 from launcher.memory_record import read_all
 from launcher.run_dir import RunDir
 from launcher.slurm_queue import QueueState
-from launcher.status import as_shown, read_status, render
+from launcher.status import ACTIVE, FOLLOW_EVERY_S, as_shown, read_status, render
+
+ARRAY_EVERY_S = 10.0
+"""Between two looks at an array, or as many seconds as it has tasks: each is asked for by itself."""
 
 
 def as_json(run: RunDir) -> dict[str, Any]:
@@ -38,14 +43,53 @@ def as_text(run: RunDir) -> str:
     """
     if tasks := list(slurm_array.runs(run)):
         return "\n".join(f"{task.path.name}  {given}: {_line(task)}" for task, given in tasks)
-    jobs = [state for job in slurm_queue.jobs_of(run) if (state := slurm_queue.ask(job)) is not None]
+    return _together(run, [state for job in slurm_queue.jobs_of(run) if (state := slurm_queue.ask(job)) is not None])
+
+
+def follow(run: RunDir) -> Iterator[str]:
+    """`as_text` whenever it says something new, until the run has ended: in SLURM's queue, where it was submitted.
+
+    Raises: UserError when the folder is no run's.
+    """
+    if tasks := list(slurm_array.runs(run)):
+        yield from _followed_array(run, [task for task, _ in tasks])
+        return
+    shown: object = None
+    follower = slurm_queue.Follower(run)
+    while True:
+        is_begun = run.status.is_file() or not slurm_queue.jobs_of(run)
+        status = read_status(run) if is_begun else None
+        jobs = follower.look(status and status.state)
+        if (status, jobs) != shown:
+            shown = status, jobs
+            yield _together(run, jobs)
+        is_at_work = status is not None and status.state in ACTIVE and not status.is_lost()
+        if all(job.is_over for job in jobs) if jobs else not is_at_work:
+            return
+        time.sleep(FOLLOW_EVERY_S)
+
+
+def _followed_array(run: RunDir, tasks: Sequence[RunDir]) -> Iterator[str]:
+    shown = ""
+    while True:
+        text = as_text(run)
+        if text != shown:
+            shown = text
+            yield text
+        queued = [slurm_queue.look(task) for task in tasks]
+        if all(queue is None or queue.is_over for queue in queued):
+            return
+        time.sleep(max(ARRAY_EVERY_S, float(len(tasks))))
+
+
+def _together(run: RunDir, jobs: Sequence[QueueState]) -> str:
     if jobs and not run.status.is_file():  # none has begun
         return "\n".join(map(str, jobs))
     lines = [f"{'queue' if number == 0 else '':<12}{job}" for number, job in enumerate(_shown(jobs))]
     return "\n".join([render(read_status(run), run), *lines])
 
 
-def _shown(jobs: list[QueueState]) -> list[QueueState]:
+def _shown(jobs: Sequence[QueueState]) -> Sequence[QueueState]:
     """Those that are not over, else the last."""
     return [job for job in jobs if not job.is_over] or jobs[-1:]
 

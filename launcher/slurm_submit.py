@@ -19,8 +19,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from launcher import recipe_io, session, slurm_array, slurm_queue, split_stages
-from launcher.errors import EnvironmentProblem, UserError
-from launcher.plan import RunPlan
+from launcher.errors import EnvironmentProblem, RecipeError, UserError
+from launcher.plan import RunPlan, resolve_batch
 from launcher.recipe import Recipe
 from launcher.run_dir import RunDir, write_atomic
 from launcher.slurm_options import Slurm
@@ -93,7 +93,10 @@ def submit(request: Request) -> list[str]:
     numbers: list[str] = []
     for file, stage in zip(files, stages, strict=True):
         write_atomic(file, _script(request, stage, after=numbers[-1] if numbers else ""))
-        numbers.append(_answer([program, "--parsable", str(file)], file).strip().partition(";")[0])
+        try:
+            numbers.append(_answer([program, "--parsable", str(file)], file).strip().partition(";")[0])
+        except (UserError, EnvironmentProblem) as error:
+            raise type(error)(f"{error}{_taken_back(run, numbers)}") from error
         (folder / numbers[-1]).mkdir(exist_ok=True)
         write_atomic(folder / numbers[-1] / "job.sbatch", file.read_text(encoding="utf-8"))
         write_atomic(folder / "job_id", "".join(f"{number}\n" for number in numbers))
@@ -107,6 +110,16 @@ def submit(request: Request) -> list[str]:
     return numbers
 
 
+def _taken_back(run: RunDir, numbers: Sequence[str]) -> str:
+    """Cancel the jobs of the stages before, which would end amid the run; what came of it, for the message."""
+    if not numbers:
+        return ""
+    try:
+        return f"\njob {slurm_queue.cancel(run)} of the stages before is cancelled"
+    except EnvironmentProblem as problem:
+        return f"\nthe stages before are queued and could not be cancelled: {problem}"
+
+
 def _script(request: Request, stage: str, after: str) -> str:
     """The script of the whole run, or of one stage's job, which waits for job ``after``."""
     recipe = request.recipe
@@ -116,6 +129,7 @@ def _script(request: Request, stage: str, after: str) -> str:
     job = Job(
         name=recipe.name, recipe=request.recipe_path.absolute(), run_dir=request.run.path, python=Path(sys.executable),
         overrides=tuple(request.overrides), tasks=tuple(tasks), until=stage,
+        node_counts=_node_counts(recipe, options),
     )  # fmt: skip
     text = render(options, job)
     _refuse_broken_bash(text)
@@ -137,6 +151,27 @@ def _options(request: Request, stage: str) -> Slurm:
     if request.split_stages and recipe.slurm.array:
         raise UserError("--split-stages and slurm.array do not go together; submit the runs of the array one by one")
     return next((each.slurm for each in recipe.stages if each.name == stage), recipe.slurm)
+
+
+def _node_counts(recipe: Recipe, options: Slurm) -> tuple[int, ...]:
+    """How many nodes can share every stage's batch, the most first; none where the number is fixed.
+
+    Raises: UserError when the most or the fewest that are asked for cannot.
+    """
+    if options.fewest_nodes == options.nodes:
+        return ()
+    found, refused = [], {}
+    for nodes in range(options.nodes, options.fewest_nodes - 1, -1):
+        try:
+            for stage in recipe.stages:
+                resolve_batch(stage, nodes * options.ranks)
+            found.append(nodes)
+        except RecipeError as error:
+            refused[nodes] = str(error)
+    for nodes in (options.nodes, options.fewest_nodes):
+        if nodes in refused:
+            raise UserError(f"slurm.min_nodes: {nodes} x {options.ranks} ranks cannot train this: {refused[nodes]}")
+    return tuple(found)
 
 
 def _make_way(request: Request, tasks: Sequence[tuple[str, ...]]) -> list[str]:
@@ -166,7 +201,8 @@ def _make_way(request: Request, tasks: Sequence[tuple[str, ...]]) -> list[str]:
             names = names[done:] or names[-1:]
             stage = names[0]
         options = _options(request, stage)
-        session.make_way(each, asked, options.nodes, options.ranks, is_split=request.split_stages)
+        varies = options.fewest_nodes < options.nodes
+        session.make_way(each, asked, options.nodes, options.ranks, is_split=request.split_stages, varies=varies)
     return names
 
 

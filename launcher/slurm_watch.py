@@ -18,6 +18,7 @@ from launcher import heartbeat
 LONGEST_PAUSE_S = 15.0
 ANSWER_TIMEOUT_S = 20
 """Longer, and the job might have begun its next attempt, whose steps have the same numbers."""
+AGAIN_AFTER_S = 5.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,8 +33,18 @@ def main(argv: list[str] | None = None) -> int:
         time.sleep(min(LONGEST_PAUSE_S, heartbeat.every_s(given.hang_timeout)))
     (given.attempt / "hung").write_text(found)
     step = f"{os.environ['SLURM_JOB_ID']}.{(given.attempt / 'step').read_text().strip()}"
+    while not _killed(step):
+        time.sleep(AGAIN_AFTER_S)
+    return 0
+
+
+def _killed(step: str) -> bool:
+    """Ask for the step's end; the script ends this process when it has come."""
     # KILL: a stopped process, or one that waits in a collective, handles no other signal.
-    return subprocess.run(["scancel", "--signal=KILL", step], timeout=ANSWER_TIMEOUT_S, check=False).returncode
+    try:
+        return not subprocess.run(["scancel", "--signal=KILL", step], timeout=ANSWER_TIMEOUT_S, check=False).returncode
+    except subprocess.TimeoutExpired:  # a busy controller
+        return False
 
 
 if __name__ == "__main__":

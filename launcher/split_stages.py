@@ -1,17 +1,17 @@
-"""A run whose stages are several jobs, each with its own machines: where one ends, and what the next plans anew.
+"""A run that goes on with other machines: stages that are jobs of their own, and jobs that lost a node.
 
-Owns the two questions of such a job: which stages are its own (`stop.UNTIL`), and whether the run stands
-between two stages, where a model is a folder of tensors and any number of ranks may go on. Inside a stage it refuses to
-plan anew: the rows of a step and the engine's state are those of its ranks. `session` and `walk` call it in the job,
-`slurm_submit` before.
+Owns the questions of such a job: which stages are its own (`stop.UNTIL`), and whether other ranks may go on from where
+the run stands. Between two stages a model is a folder of tensors, and any number may; inside one only where the
+checkpoint holds the same (`cluster.RANKS_VARY`): the engine's own files are those of its ranks. What is left is then
+planned anew, with the same global batch. `session` and `walk` call it in the job, `slurm_submit` before.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from launcher import recipe_io
-from launcher.cluster import Cluster
+from launcher import micro_size, recipe_io
+from launcher.cluster import Cluster, ranks_vary
 from launcher.errors import UserError
 from launcher.plan import RunPlan, StagePlan
 from launcher.run_dir import RunDir, parse_checkpoint, write_atomic
@@ -39,12 +39,21 @@ def is_between_stages(run: RunDir, plan: RunPlan) -> bool:
     return name is None or name.step == 0 or name.step >= plan.stages[name.stage_index].steps
 
 
+def is_for_any_ranks(run: RunDir, plan: RunPlan) -> bool:
+    """Whether another number of ranks can go on from the newest checkpoint."""
+    if is_between_stages(run, plan):
+        return True
+    newest = run.checkpoints / run.latest.read_text().strip()
+    return (newest / "model").is_dir() and (newest / "optimizer").is_dir()
+
+
 def planned_for(run: RunDir, plan: RunPlan, cluster: Cluster) -> RunPlan:
-    """The plan for the machines of this job; written anew when they are others and the run is between two stages.
+    """The plan for the machines of this job; written anew when they are others and can go on.
 
     Raises: UserError when the data has changed since the first stage was planned.
     """
-    if last_stage() is None or _is_alike(plan.cluster, cluster) or not is_between_stages(run, plan):
+    may_differ = ranks_vary() or last_stage() is not None
+    if not may_differ or _is_alike(plan.cluster, cluster) or not is_for_any_ranks(run, plan):
         return plan
     from launcher import survey  # imports torch, transformers and datasets
 
@@ -55,6 +64,10 @@ def planned_for(run: RunDir, plan: RunPlan, cluster: Cluster) -> RunPlan:
     done = num_done(run, plan)
     joined = fresh.model_copy(update={"stages": [*plan.stages[:done], *fresh.stages[done:]]})
     write_atomic(run.plan, joined.model_dump_json(indent=1))
+    at = run.latest.read_text().strip() if run.latest.is_file() else ""
+    micro_size.append_event(
+        run, {"event": "other_ranks", "before": str(plan.cluster), "after": str(cluster), "checkpoint": at}
+    )
     return joined
 
 

@@ -33,6 +33,8 @@ PORT = 29_400
 AFTER_FAILURE_S = 20.0
 """What the other machines get to end by themselves once one has failed."""
 LOOK_EVERY_S = 0.2
+SSH_LOST = 255
+"""What ssh itself ends with: the machine was not reached, or is gone."""
 SSH = ("ssh", "-tt", "-o", "BatchMode=yes")
 """With a terminal of its own, so that what runs there is hung up when this end goes."""
 _HOST = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_][A-Za-z0-9_.:-]*")
@@ -118,7 +120,10 @@ def start(nodes: OnNodes, say: Callable[[str], None]) -> None:
         _end(started)
         for reader in readers:
             reader.join()
-    result = judge(nodes.run, attempt, code)
+    for number, (host, process) in enumerate(zip(nodes.hosts, started, strict=True)):
+        if process.returncode >= 0 and process.returncode != SSH_LOST:
+            (attempt / f"rc.{number}").write_text(f"{process.returncode} {time.time()} {host}\n")
+    result = judge(nodes.run, attempt, code, len(nodes.hosts))
     if result.exit_code:
         close_status(nodes.run, "stopped" if (attempt / "stop").exists() else "failed", result.message)
     result.raise_if_failed()

@@ -11,7 +11,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,22 +141,6 @@ def close_status(run_dir: RunDir, state: State, message: str) -> None:
         write_status(run_dir, status.model_copy(update=changes))
 
 
-def follow(run_dir: RunDir) -> Iterator[Status]:
-    """Each new status, the present one first, until the run has ended or its processes are gone.
-
-    Raises: UserError when the folder is no run's.
-    """
-    shown: Status | None = None
-    while True:
-        found = read_status(run_dir)
-        if found != shown:
-            shown = found
-            yield found
-        if found.state not in ACTIVE or found.is_lost():
-            return
-        time.sleep(FOLLOW_EVERY_S)
-
-
 def as_shown(status: Status) -> dict[str, Any]:
     """``status.json``, and ``lost``: whether its processes are gone although it says that it is at work."""
     return {name: _finite_or_text(value) for name, value in status.model_dump().items()} | {"lost": status.is_lost()}
@@ -201,6 +185,8 @@ def render(status: Status, run_dir: RunDir, now: float | None = None) -> str:
 
 
 def _event(event: Mapping[str, Any]) -> str:
+    if event["event"] == "other_ranks":
+        return f"planned for {event['before']}, goes on with {event['after']} from {event['checkpoint'] or 'its start'}"
     size = "evaluate.micro_size" if event.get("during") == "evaluation" else "micro size"
     sizes = f"{size} {event['micro_size']} became {event['next_micro_size']}"
     return f"{event['stage']}: rank {event['rank']} ran out of memory, {sizes}"

@@ -21,6 +21,7 @@ from launcher import checkpoint, optim, schedule, stages
 from launcher.backends import Engine, StepResult
 from launcher.batches import TrainingBatches, Window, evaluation_batches
 from launcher.checkpoint import Best, Position, Saved
+from launcher.cluster import ranks_vary
 from launcher.distributed import running_statistics, seed_step
 from launcher.errors import Interrupted, StoppedEarly, ThawlineError, TrainingFailed, UserError
 from launcher.evaluation import evaluate
@@ -79,8 +80,11 @@ def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) 
     log.info("stage %s: %s", stage.name, engine.describe())
     before = run.agree_on_digests(stages.digests(engine.parameters()))
     position = resume.position if resume else start.position
-    if resume:
+    if resume and resume.position.ranks == run.runtime.ranks:
         engine.load(resume.engine)
+    elif resume:
+        engine.close()
+        engine = open_stage(run, stage, resume, carry=True)
     progress = Progress(
         step=resume.position.step if resume else 0,
         best=position.best if stage.settings.evaluate.best else None,  # without one, the last weights are exported
@@ -246,6 +250,7 @@ def save(
     """Write a checkpoint and delete those that are no longer needed."""
     is_end = progress.step == stage.steps
     had_gradient = {name for names in run.runtime.gather(sorted(progress.had_gradient)) for name in names}
+    is_for_any_ranks = with_engine and ranks_vary()  # the engine's own files are for as many ranks as wrote them
     position = Position(
         stage_index=stage.index,
         stage=stage.name,
@@ -260,9 +265,9 @@ def save(
     def write_parts(folder: Path) -> None:
         if with_engine:
             engine.save(folder / "engine")
-        if with_model:
+        if with_model or is_for_any_ranks:
             write_model(run, stage, engine, start, folder / "model")
-        if is_end and run.carries_into(stage.index + 1):
+        if is_for_any_ranks or (is_end and run.carries_into(stage.index + 1)):
             write_optimizer(run, stage, engine, folder / "optimizer")
 
     saved = checkpoint.write(run.run_dir, run.runtime, position, write_parts)

@@ -142,7 +142,7 @@ def train_stages(run: Run, saved: Saved) -> Saved:
                     "on from an older one"
                 )
             start = found
-            if position.ranks != run.runtime.ranks:
+            if position.ranks != run.runtime.ranks and not saved.is_for_any_ranks:
                 raise UserError(
                     f"{saved.folder.name} was written by {position.ranks} ranks, and {run.runtime.ranks} were started; "
                     f"resume with {position.ranks}"

@@ -65,6 +65,10 @@ class Cluster:
         """Power it off (``kill``) or on (``boot``), ``cut`` or ``heal`` its link."""
         self.run("bash", SANDBOX / "node.sh", action, node, *command)
 
+    def say_down(self, node: str) -> None:
+        """Tell SLURM at once that a node is gone, as its administrator would; by itself it waits for SlurmdTimeout."""
+        self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=gone")
+
     def on(self, node: str, *command: str | Path) -> None:
         """Run a command on a node."""
         self.node("exec", node, *command)

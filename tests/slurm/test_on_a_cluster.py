@@ -32,10 +32,9 @@ def stages() -> list[dict[str, Any]]:
     ]
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path, wandb: dict[str, str] | None = None) -> Path:
     folder.mkdir(exist_ok=True)
     model = {"source": str(tiny_bert(folder / "bert")), "weights": "random"}  # with the dropout of its configuration
-    wandb = {"project": "sandbox", "mode": "offline"}
     return recipe(
         folder, stages(), model=model, checkpoint={"every": "4st"}, evaluate={"every": "10st", "best": "accuracy"},
         tracking={"log_every": 1, "wandb": wandb},
@@ -133,9 +132,10 @@ def troubled(cluster: Cluster, whole: Path, tmp_path_factory: pytest.TempPathFac
     for node in cluster.NODES:
         cluster.slow_down(node)
     number = cluster.submit(
-        write(folder / "recipe"), "--run-dir", folder / "run", "--nodes", "2", "--cpus-per-task", "4",
+        write(folder / "recipe", {"project": "sandbox", "mode": "offline"}),
+        "--run-dir", folder / "run", "--nodes", "2", "--cpus-per-task", "4",
         "--launcher", "accelerate", "--partition", "low", "--hang-timeout", "30",
-        "--time", "6:00", "--signal-lead", "300",
+        "--time", "6:00", "--signal-lead", "300", "--requeue-budget", "9",
     )  # fmt: skip
     return Troubled(cluster, folder, number)
 
@@ -176,6 +176,7 @@ def test_a_hung_rank_a_lost_node_and_a_cut_link_are_survived_with_the_same_bits(
     assert cluster.job(troubled.number)["NodeList"] == "node[1,3]", "the spare"
     cluster.node("boot", "node2")
     cluster.node("cut", "node3")
+    cluster.say_down("node3")
     troubled.queued_again(5)
     cluster.node("heal", "node3")
     for node in cluster.NODES:
@@ -191,17 +192,57 @@ def test_a_hung_rank_a_lost_node_and_a_cut_link_are_survived_with_the_same_bits(
     assert offline == {(run / "wandb_id").read_text().strip()}
 
 
-def test_cancelled_it_saves_and_stays_cancelled(cluster: Cluster, tmp_path: Path) -> None:
+def test_without_a_spare_fewer_nodes_go_on_and_cancelled_it_stays_cancelled(cluster: Cluster, tmp_path: Path) -> None:
+    """The steps that both worlds took are the same steps; somebody watches all the while."""
     run = tmp_path / "run"
-    many = ("--set", "stages.top.steps=100000", *DDP)
-    number = cluster.submit(write(tmp_path / "recipe"), "--run-dir", run, *many)
-    wait_for_steps(run, 2)
-    assert f"job {number}" in cluster.thawline("cancel", run).stdout
-    job = cluster.end_of(number, run)
+    rare = ("--set", "checkpoint.every=16st", "--set", "model.dropout=0.0")
+    many = ("--set", "stages.top.steps=20", "--set", "stages.full.steps=100000")
+    cluster.run("scontrol", "update", "NodeName=node3", "State=DRAIN", "Reason=no spare")
+    cluster.slow_down("node2")
+    try:
+        number = cluster.submit(
+            write(tmp_path / "recipe"), "--run-dir", run, "--nodes", "2", "--min-nodes", "1", *rare, *many
+        )
+        watcher = cluster.start(sys.executable, "-m", "launcher", "watch", run, path=tmp_path)
+        wait_for_steps(run, 13)  # the first evaluation, after step 10, is the best so far, and saved
+        before = {line["step"]: line for line in metrics(run) if line["split"] == "train"}
+        cluster.node("kill", "node2")
+        cluster.say_down("node2")
+        wait_until(lambda: cluster.job(number)["Restarts"] == "1", run)
+        wait_until((run / "stages" / "00-top" / "proof.json").is_file, run)
+        wait_for_steps(run, 22)
+        assert f"job {number}" in cluster.thawline("cancel", run).stdout
+        job = cluster.end_of(number, run)
+        watched, _ = watcher.communicate(timeout=120)
+    finally:
+        cluster.node("boot", "node2")
+        cluster.run("scontrol", "update", "NodeName=node3", "State=RESUME")
     assert job["JobState"] == "CANCELLED"
     wait_until(lambda: "exit code" in (run / "slurm" / f"job-{number}.log").read_text(), run)
-    assert cluster.job(number)["Restarts"] == "0"
+    assert cluster.job(number)["Restarts"] == "1"
     assert status(run)["state"] == "stopped"
+
+    plan = json.loads((run / "plan.json").read_text())
+    assert [stage["batch"] for stage in plan["stages"]] == [
+        {"global_size": 8, "micro_size": 2, "accumulation": 4, "ranks": 1} for _ in range(2)
+    ]
+    shown = cluster.thawline("status", run).stdout
+    assert "planned for 2 nodes x 1 CPU rank, goes on with 1 CPU rank from 00-top-step-00000010" in shown
+    after = {line["step"]: line for line in metrics(run) if (line["stage"], line["split"]) == ("top", "train")}
+    again = [step for step in before if step > 10]
+    assert len(again) >= 3
+    for step in again:
+        assert after[step]["learning_rate"] == before[step]["learning_rate"]
+        for name in ("loss", "grad_norm"):
+            assert after[step][name] != before[step - 1][name], "it moves"
+            assert after[step][name] == pytest.approx(before[step][name], rel=1e-3), (step, name)
+    assert json.loads((run / "stages" / "00-top" / "proof.json").read_text())["holds"]
+
+    assert watcher.returncode == 0, watched
+    for line in (f"job {number} RUNNING on node[1-2], attempt 0", f"job {number} RUNNING on node1, attempt 1"):
+        assert f"queue       {line}" in watched
+    assert "stage       top, 1 of 2" in watched
+    assert f"job {number} CANCELLED" in watched.splitlines()[-1]
 
 
 def test_a_node_that_is_not_fit_is_named_and_the_job_ends_before_its_ranks_begin(
@@ -270,11 +311,15 @@ def test_over_ssh_a_run_stops_with_a_checkpoint_and_says_how_to_go_on(cluster: C
 
 
 def test_an_arrays_task_is_queued_again_alone(cluster: Cluster, tmp_path: Path) -> None:
-    """A run for each value; the one that is stopped by a signal goes on, and the other has nothing of it."""
+    """A run for each value, in what stands for a container; the one that is stopped by a signal goes on, and the other
+    has nothing of it."""
     run = tmp_path / "an array"
     file = write(tmp_path / "recipe")
     few = (*RARE, "--set", "stages.full.steps=2", *DDP)
-    flags = ("--array", "stages.top.steps=[2, 4]")
+    container = tmp_path / "container"
+    container.write_text(f'#!/bin/bash\necho "$@" >>{tmp_path}/entered\nshift 2\nexec "$@"\n')
+    container.chmod(0o755)
+    flags = ("--array", "stages.top.steps=[2, 4]", "--container", f"{container} exec image.sif")
     number = cluster.submit(file, "--run-dir", run, *few, *flags)
     ask_to_stop(cluster, f"{number}_1", run / "task-1")
     ends = [cluster.end_of(f"{number}_{task}", run / f"task-{task}") for task in (0, 1)]
@@ -286,10 +331,15 @@ def test_an_arrays_task_is_queued_again_alone(cluster: Cluster, tmp_path: Path) 
         "task-0  stages.top.steps=2: finished", "task-1  stages.top.steps=4: finished"
     ]  # fmt: skip
     assert "queued again" in cluster.thawline("logs", run / "task-1").stdout
+    entered = [line.split()[:6] for line in (tmp_path / "entered").read_text().splitlines()]
+    python = ["exec", "image.sif", sys.executable, "-m"]
+    assert sorted(entered) == sorted([[*python, "launcher.slurm_preflight", "node"],
+                                      [*python, "torch.distributed.run", "--nnodes=1"]] * 3)  # fmt: skip
 
 
 def test_each_stage_is_a_job_on_machines_of_its_own(cluster: Cluster, tmp_path: Path) -> None:
-    """The first is stopped and queued again on the way: the second must go on waiting, and not count a 75 as failed."""
+    """The first is stopped while its nodes are looked at, by a TERM to all of it as a preemption sends, and queued
+    again: the second must go on waiting, and not count a 75 as failed."""
     run = tmp_path / "run"
     file = write(tmp_path / "recipe")
     few = (*RARE, "--set", "stages.top.steps=4", "--set", "stages.full.steps=2")
@@ -299,11 +349,13 @@ def test_each_stage_is_a_job_on_machines_of_its_own(cluster: Cluster, tmp_path: 
     last = cluster.submit(file, "--run-dir", run, *few, *machines, "--split-stages")
     first, second = (run / "slurm" / "job_id").read_text().split()
     assert second == last
-    ask_to_stop(cluster, first, run)
+    wait_until(lambda: "head " in log(run), run)
+    cluster.run("scancel", "--full", "--signal=TERM", first)
     wait_until(lambda: cluster.job(first)["Restarts"] == "1", run)
     assert cluster.job(second)["JobState"] == "PENDING"
     assert f"job {second} PENDING (Dependency)" in cluster.thawline("status", run).stdout
     job = cluster.end_of(second, run)
+    assert "stopped on request before anything new was saved" in log(run)
     assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), log(run)
     assert [cluster.job(each)["NumNodes"] for each in (first, second)] == ["1", "2"]
     plan = json.loads((run / "plan.json").read_text())

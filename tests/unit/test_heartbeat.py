@@ -130,7 +130,9 @@ def test_what_hangs_is_written_down_and_its_step_killed(tmp_path: Path, monkeypa
     (attempt / "beats").mkdir(parents=True)
     (attempt / "step").write_text("3\n")
     scancel = bin_folder / "scancel"
-    scancel.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/asked\n')
+    scancel.write_text(
+        f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\n[ -e {tmp_path}/up ] || {{ touch {tmp_path}/up; exit 1; }}\n'
+    )
     scancel.chmod(0o755)
     monkeypatch.setenv("PATH", str(bin_folder), prepend=":")
     monkeypatch.setenv("SLURM_JOB_ID", "41")
@@ -139,4 +141,4 @@ def test_what_hangs_is_written_down_and_its_step_killed(tmp_path: Path, monkeypa
     monkeypatch.setattr(slurm_watch.time, "sleep", lambda seconds: None)
     assert slurm_watch.main([str(attempt), "--ranks", "2", "--hang-timeout", "60"]) == 0
     assert (attempt / "hung").read_text() == "rank 0, rank 1 gave no first sign of life in 300 s"
-    assert (tmp_path / "asked").read_text() == "--signal=KILL 41.3\n"
+    assert (tmp_path / "asked").read_text() == 2 * "--signal=KILL 41.3\n", "again, when the controller did not answer"

@@ -14,7 +14,17 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher import doctor, run_logs, slurm_array, slurm_status, slurm_submit, ssh_nodes, worker
+from launcher import (
+    doctor,
+    rank_error,
+    run_logs,
+    slurm_array,
+    slurm_attempt,
+    slurm_status,
+    slurm_submit,
+    ssh_nodes,
+    worker,
+)
 from launcher.errors import UserError
 from launcher.run_dir import RunDir
 from launcher.slurm_submit import Request
@@ -90,6 +100,29 @@ def test_the_status_of_an_array_is_that_of_its_tasks(tmp_path: Path) -> None:
     slurm_array.write(run, [("seed=1",), ("seed=2", "a=b")])
     say(slurm_array.task_run(run, 0), "finished")
     assert slurm_status.as_text(run).splitlines() == ["task-0  seed=1: finished", "task-1  seed=2 a=b: not begun"]
+
+
+# --- fewer nodes ------------------------------------------------------------------------------------------------------
+def test_counts_of_nodes_that_can_share_the_batch_stand_in_the_script(tmp_path: Path) -> None:
+    path = recipe(tmp_path, batch={"global_size": 8}, slurm={"nodes": 4, "min_nodes": 2})
+    [script] = slurm_submit.scripts(Request(path))
+    assert "#SBATCH --nodes=2-4\n" in script
+    assert "--ntasks-per-node=1\n" not in script, "SLURM would give the fewest"
+    assert "\nnode_counts=(4 2)\n" in script, "three ranks cannot share 8 samples"
+    for nodes, fewest, wrong in ((4, 3, 3), (3, 2, 3)):
+        with pytest.raises(UserError, match=rf"slurm\.min_nodes: {wrong} x 1 ranks .*8 does not divide"):
+            slurm_submit.scripts(Request(path, flags={"nodes": nodes, "min_nodes": fewest}))
+
+
+def test_ranks_that_fell_silent_on_a_machine_that_answers_were_killed(tmp_path: Path) -> None:
+    """Over ssh too: a machine whose ssh ends with 255, or that ends nothing, is lost; another's rank was killed."""
+    run = RunDir(tmp_path)
+    say(run, "running")
+    rank_error.record(run, 0, ConnectionError("Connection reset by peer"))
+    (tmp_path / "rc.0").write_text("1 1.0 a\n")
+    assert "their node was lost" in slurm_attempt.judge(run, tmp_path, 1, nodes=2).message
+    (tmp_path / "rc.1").write_text("1 1.0 b\n")
+    assert "rank 1 ended without a word, most likely killed" in slurm_attempt.judge(run, tmp_path, 1, nodes=2).message
 
 
 # --- one job a stage --------------------------------------------------------------------------------------------------

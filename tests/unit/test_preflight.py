@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,9 @@ def test_a_look_at_this_machine(tmp_path: Path) -> None:
 
 
 # --- on the way to the head -------------------------------------------------------------------------------------------
-NEEDS = argparse.Namespace(ranks_per_node=1, gpus_per_node=0, memory=None)
+NEEDS = argparse.Namespace(
+    ranks_per_node=1, gpus_per_node=0, memory=None, python=sys.executable, prefix=[], srun_arguments=[]
+)
 
 
 def srun(folder: Path, monkeypatch: pytest.MonkeyPatch, tasks: str) -> Path:
@@ -117,6 +120,15 @@ def test_a_node_that_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(slurm_preflight, "PATIENCE_S", 3.0)
     with pytest.raises(EnvironmentProblem, match=r"b: it cannot run .*no answer in 3 s"):
         lead(tmp_path, "a", "b")
+
+
+def test_a_head_without_srun_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    given = ["lead", str(tmp_path), str(tmp_path / "attempt-0"), "a", "--port=0", "--ranks-per-node=1"]
+    assert slurm_preflight.main([*given, "--gpus-per-node=0"]) == EnvironmentProblem.exit_code
+    assert "'srun', on the first node" in capsys.readouterr().out
 
 
 def test_a_head_that_is_not_reached_is_the_nodes_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

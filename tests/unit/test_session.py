@@ -17,12 +17,12 @@ import pytest
 
 import launcher
 from launcher import orphans, recipe_differences, recipe_io, run_lock, session
-from launcher.cluster import Cluster
+from launcher.cluster import RANKS_VARY, Cluster
 from launcher.errors import UserError
 from launcher.plan import RunPlan
 from launcher.recipe import Recipe
 from launcher.run_dir import RunDir
-from launcher.status import read_status, write_status
+from launcher.status import read_status, render, write_status
 
 RECIPE: dict[str, Any] = {
     "name": "tiny",
@@ -215,6 +215,26 @@ def test_a_job_that_starts_later_gets_the_folder_or_is_refused() -> None:
     finish(run.path)
     with pytest.raises(UserError, match="is finished"):
         session.make_way(run, same, 1, 1)
+
+
+def test_other_ranks_go_on_inside_a_stage_where_the_checkpoint_is_for_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, same = RunDir(open_run(ranks=2).path), recipe_io.load(Path("recipe.yaml"))
+    checkpointed(run.path)
+    newest = run.checkpoint(0, "head", 1)
+    run.latest.write_text(f"{newest.name}\n")
+    with pytest.raises(UserError, match=r"only 2 CPU ranks can go on from, .* no slurm\.min_nodes"):
+        session.make_way(run, same, 4, 1, varies=True)
+    for part in ("model", "optimizer"):
+        (newest / part).mkdir()
+    session.make_way(run, same, 4, 1, varies=True)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="was planned for 2 CPU ranks"):
+        open_run(from_environment=True)
+    monkeypatch.setenv(RANKS_VARY, "yes")
+    assert open_run(from_environment=True).plan.cluster.nodes == 4
+    assert json.loads(run.plan.read_text())["stages"][0]["batch"]["ranks"] == 4
+    assert f"goes on with 4 nodes x 1 CPU rank from {newest.name}" in render(read_status(run), run)
 
 
 def test_a_run_at_work_keeps_its_plan() -> None:

@@ -94,7 +94,7 @@ def test_ranks_that_fell_silent_with_their_launcher_were_lost_with_their_node(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, second_node: str | None, goes_on: bool
 ) -> None:
     """A rank that the kernel killed leaves a launcher that says so; a node that went off leaves none."""
-    monkeypatch.setenv("SLURM_NNODES", "2")
+    monkeypatch.setenv("THAWLINE_NODES", "2")
     begin(run, attempt(run), 3)
     for rank in (0, 1):
         wrote(run, rank, 1, secondary=True)

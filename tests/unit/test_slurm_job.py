@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -121,6 +122,39 @@ def test_a_run_has_one_job_at_a_time(tmp_path: Path) -> None:
     assert "has a job already: job 5 PENDING (Priority)" in again.stderr
     scontrol.write_text("#!/bin/sh\necho JobId=5 JobState=COMPLETED Reason=None\n")
     assert command(recipe(tmp_path), "--run-dir", run, path=path).returncode == 0
+
+
+def test_stages_before_one_that_is_refused_are_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = 'case "$*" in *full*) [ "$1" = --test-only ] || { echo "no such account" >&2; exit 1; };; *) echo 5; esac'
+    monkeypatch.setenv("PATH", stand_in(tmp_path / "bin", refused))
+    (tmp_path / "bin" / "scancel").write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/cancelled\n')
+    (tmp_path / "bin" / "scancel").chmod(0o755)
+    both = "stages=[{name: head, train: [head], epochs: 1}, {name: full, train: [all], epochs: 1}]"
+    request = slurm_submit.Request(recipe(tmp_path), [both], tmp_path / "run", split_stages=True)
+    with pytest.raises(UserError, match=r"(?s)no such account.*job 5 of the stages before is cancelled"):
+        slurm_submit.submit(request)
+    assert (tmp_path / "cancelled").read_text() == "5\n"
+
+
+def test_a_follower_asks_less_and_less_while_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "job_id").write_text("5\n")
+    asked: list[float] = []
+    now = [0.0]
+
+    def ask(job: str) -> slurm_queue.QueueState:
+        asked.append(now[0])
+        state = "PENDING" if now[0] < 3 else "RUNNING"
+        return slurm_queue.QueueState(job=job, state=state, reason="None", nodes="", attempt=0, exit_code=0)
+
+    monkeypatch.setattr(slurm_queue, "ask", ask)
+    monkeypatch.setattr(slurm_queue.time, "monotonic", lambda: now[0])
+    follower = slurm_queue.Follower(RunDir(tmp_path))
+    for second in range(200):
+        now[0] = float(second)
+        follower.look("running" if second < 150 else "stopped")
+    pauses = [after - before for before, after in itertools.pairwise(asked)]
+    assert pauses == [2, 4, 2, 4, 8, 16, 32, 60, 22, 2, 4, 8, 16]
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,10 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "slurm"
 JOB = Job("reviews", Path("/data/reviews.yaml"), Path("/scratch/runs/reviews"), Path("/env/bin/python"))
 CONFIGURATIONS: dict[str, tuple[dict[str, Any], Job]] = {
     "bare": ({}, JOB),
-    "two_nodes_of_eight_gpus": (
-        {"nodes": 2, "gpus_per_node": 8, "time": "2-00:00:00", "partition": "gpu", "account": "nlp", "exclusive": True},
-        dataclasses.replace(JOB, until="full"),
+    "up_to_four_nodes_of_eight_gpus": (
+        {"nodes": 4, "min_nodes": 2, "gpus_per_node": 8,
+         "time": "2-00:00:00", "partition": "gpu", "account": "nlp", "exclusive": True},
+        dataclasses.replace(JOB, until="full", node_counts=(4, 2)),
     ),
     "gres_under_accelerate": (
         {"nodes": 4, "gres": "gpu:a100:4", "launcher": "accelerate", "cpus_per_task": 32, "memory": "0"},
@@ -44,7 +45,8 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], Job]] = {
     ),
     "set_up_and_arguments": (
         {
-            "ranks_per_node": 2, "setup": ["module load cuda/13.0", "source ~/env.sh"],
+            "ranks_per_node": 2, "container": "apptainer exec --nv /images/$(x)/t.sif",
+            "container_python": "/env/a b/python", "setup": ["module load cuda/13.0", "source ~/env.sh"],
             "sbatch_arguments": ["--licenses=fs:1", "--profile=a b"], "srun_arguments": ["--mpi=none", "--x=$(y) 'z'"],
         },
         JOB,
@@ -83,6 +85,8 @@ def test_every_option_reaches_the_script() -> None:
                 assert [len(task) for task in slurm_array.tasks(value)] == [2, 2]
             elif key == "array_limit":
                 assert "--array=0-0%1\n" in render(Slurm(array_limit=1), dataclasses.replace(JOB, tasks=(("seed=1",),)))
+            elif key == "min_nodes":
+                assert "--nodes=2-4\n" in render(Slurm(nodes=4, min_nodes=value), JOB)
             elif key != "nodes" or value != 1:
                 assert render(Slurm(**{key: value}), JOB) != plain, key
 
@@ -106,7 +110,10 @@ TEXTS = [
     if "str" in str(field.annotation) and key not in ("launcher", "mail_type", "setup", "array")
 ]
 # Runs the part of a script in which values stand, then shows each as a program would get it.
-SHOW = 'printf "%s\\0" "$run" "$recipe" "$python" "${overrides[@]}" "${srun_arguments[@]}"'
+SHOW = (
+    'printf "%s\\0" "$run" "$recipe" "$python" "${overrides[@]}" "${container[@]}" "$container_python" '
+    '"${srun_arguments[@]}"'
+)
 
 
 def head_of(script: str) -> str:
@@ -138,12 +145,13 @@ def test_a_hostile_option_is_refused_or_harmless(tmp_path: Path, key: str, text:
         return
     script = render(options, JOB)
     held = run_head(script, folder)
-    assert held == [str(JOB.run_dir), str(JOB.recipe), str(JOB.python), *options.srun_arguments]
+    inside = [*options.container_words, options.container_python or str(JOB.python)]
+    assert held == [str(JOB.run_dir), str(JOB.recipe), str(JOB.python), *inside, *options.srun_arguments]
     lines = script.splitlines()
     directives = [line for line in lines if line.lstrip().startswith("#SBATCH")]
-    assert len(directives) == len(render(Slurm(), JOB).split("#SBATCH")) - 1 + (key != "srun_arguments") + (
-        key == "dependency"
-    ) - (key == "job_name"), "one line an option"
+    assert len(directives) == len(render(Slurm(), JOB).split("#SBATCH")) - 1 + (
+        key not in ("srun_arguments", "container", "container_python")
+    ) + (key == "dependency") - (key == "job_name"), "one line an option"
     assert lines.index(directives[-1]) == len(directives), "sbatch stops reading at the first line of bash"
 
 
@@ -160,7 +168,7 @@ def test_a_hostile_path_or_override_is_refused_or_harmless(
     except UserError:
         return
     assert run_head(script, folder) == [
-        str(job.run_dir), str(job.recipe), str(job.python), "--set", f"a={override}"
+        str(job.run_dir), str(job.recipe), str(job.python), "--set", f"a={override}", str(job.python)
     ]  # fmt: skip
     assert len([line for line in script.split("\n") if line.startswith("#SBATCH")]) == 7
 
@@ -220,6 +228,9 @@ def test_what_is_wrong_comes_at_once_with_what_is_right(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "key", "says"),
     [
+        ({"time": "5:00"}, "signal_lead", "after its first step"),
+        ({"time": "0-1", "signal_lead": 3600}, "signal_lead", "longer slurm.time"),
+        ({"nodes": 2, "min_nodes": 3}, "min_nodes", "more than slurm.nodes"),
         ({"gpus_per_node": 2, "gres": "gpu:2"}, "gres", "keep one"),
         ({"gpus_per_node": 2, "ranks_per_node": 3}, "ranks_per_node", "one whole GPU"),
         ({"sbatch_arguments": ["--nodes=3"]}, "sbatch_arguments.0", "slurm.nodes"),
