@@ -241,10 +241,10 @@ def _has_saved(run: RunDir) -> bool:
 
 
 def _reopened(run: RunDir, ranks: int | None, from_environment: bool) -> Session:
-    plan = _read_plan(run)
     if run.status.is_file() and read_status(run).state == "finished":
-        return Session(run.path, plan, "finished")
+        return Session(run.path, _read_plan(run), "finished")
     run_lock.take(run)  # what follows may write the plan anew
+    plan = _read_plan(run)
     if from_environment:
         plan = split_stages.planned_for(run, plan, _cluster(ranks, from_environment))
     _refuse_other_cluster(run, plan, ranks, from_environment)

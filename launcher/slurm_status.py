@@ -86,7 +86,8 @@ def _together(run: RunDir, jobs: Sequence[QueueState]) -> str:
     if jobs and not run.status.is_file():  # none has begun
         return "\n".join(map(str, jobs))
     lines = [f"{'queue' if number == 0 else '':<12}{job}" for number, job in enumerate(_shown(jobs))]
-    return "\n".join([render(read_status(run), run), *lines])
+    is_queued = any(not job.is_over for job in jobs)
+    return "\n".join([render(read_status(run), run, is_queued=is_queued), *lines])
 
 
 def _shown(jobs: Sequence[QueueState]) -> Sequence[QueueState]:

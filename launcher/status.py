@@ -151,8 +151,8 @@ def json_line(record: Mapping[str, Any]) -> str:
     return json.dumps({key: _finite_or_text(value) for key, value in record.items()}, allow_nan=False)
 
 
-def render(status: Status, run_dir: RunDir, now: float | None = None) -> str:
-    """The lines that ``thawline status`` prints."""
+def render(status: Status, run_dir: RunDir, now: float | None = None, *, is_queued: bool = False) -> str:
+    """The lines that ``thawline status`` prints. ``is_queued``: it goes on without a command."""
     moment = time.time() if now is None else now
     is_lost = status.is_lost(moment)
     state = "lost (resumable)" if is_lost else status.state
@@ -177,7 +177,7 @@ def render(status: Status, run_dir: RunDir, now: float | None = None) -> str:
         rows.append(("checkpoint", status.checkpoint))
     if status.message:
         rows.append(("message", status.message.replace("\n", "\n" + " " * 12)))
-    if is_lost or (status.state in RESUMABLE and status.state not in ACTIVE):
+    if not is_queued and (is_lost or (status.state in RESUMABLE and status.state not in ACTIVE)):
         rows.append(("next", run_dir.going_on()))
     if status.state == "finished":
         rows.append(("model", str(run_dir.model)))

@@ -94,7 +94,7 @@ class Cluster:
         deadline = time.monotonic() + timeout_s
         while (job := self.job(number))["JobState"] not in ENDED:
             assert time.monotonic() < deadline, f"{job['JobState']} after {timeout_s} s\n{log(run)}"
-            time.sleep(0.2)
+            time.sleep(0.4)
         return job
 
 

@@ -230,9 +230,9 @@ def test_other_ranks_go_on_inside_a_stage_where_the_checkpoint_is_for_any(monkey
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="was planned for 2 CPU ranks"):
-        open_run(from_environment=True)
+        session.open_run(Path("recipe.yaml"))
     monkeypatch.setenv(RANKS_VARY, "yes")
-    assert open_run(from_environment=True).plan.cluster.nodes == 4
+    assert session.open_run(Path("recipe.yaml")).plan.cluster.nodes == 4
     assert json.loads(run.plan.read_text())["stages"][0]["batch"]["ranks"] == 4
     assert f"goes on with 4 nodes x 1 CPU rank from {newest.name}" in render(read_status(run), run)
 
