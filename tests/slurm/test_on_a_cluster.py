@@ -368,12 +368,13 @@ def test_each_stage_is_a_job_on_machines_of_its_own(cluster: Cluster, tmp_path: 
     assert status(run)["state"] == "finished"
 
 
-def test_a_crash_is_seen_with_its_exit_code(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_crash_on_three_nodes_is_seen_with_its_exit_code(cluster: Cluster, tmp_path: Path) -> None:
     run = tmp_path / "run"
+    three = ("--set", "batch.global_size=12", "--nodes", "3", "--time", "10:00")
     wild = ("--set", "stages.top.optimizer.learning_rate=1.0e+30", "--set", "clip_grad_norm=null", *DDP)
-    number = cluster.submit(write(tmp_path / "recipe"), "--run-dir", run, *wild, *OPTIONS)
+    number = cluster.submit(write(tmp_path / "recipe"), "--run-dir", run, *wild, *three)
     job = cluster.end_of(number, run)
-    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "4:0"), log(run)
+    assert (job["JobState"], job["ExitCode"], job["NumNodes"]) == ("FAILED", "4:0", "3"), log(run)
     shown = json.loads(cluster.thawline("status", run, "--json").stdout)
     assert (shown["state"], shown["queue"]["state"], shown["queue"]["exit_code"]) == ("failed", "FAILED", 4)
     assert "lower learning rate" in (run / "slurm" / f"job-{number}.log").read_text()
