@@ -16,6 +16,8 @@ from launcher.cluster import EXPECTED_GPUS, EXPECTED_RANKS
 from launcher.distributed import _check_expected
 from launcher.errors import EnvironmentProblem, UserError
 from launcher.run_dir import RunDir
+from launcher.slurm_options import Slurm
+from launcher.slurm_script import Job, render
 from launcher.stop import StopRequest
 
 
@@ -180,8 +182,6 @@ def test_wrong_flags_are_refused_with_what_is_right(tmp_path: Path) -> None:
 
 
 def test_a_flag_for_every_key() -> None:
-    from launcher.slurm_options import Slurm
-
     shown = command("--help").stdout
     flags = {"--" + key.replace("_", "-").removesuffix("s" if key.endswith("arguments") else "") for key in
              Slurm.model_fields}  # fmt: skip
@@ -222,3 +222,51 @@ def test_flags_are_written_as_set_writes_them() -> None:
     ]  # fmt: skip
     with pytest.raises(UserError):
         slurm_submit.scripts(slurm_submit.Request(Path("nowhere.yaml")))
+
+
+# --- the script itself, with stand-ins for SLURM and python -----------------------------------------------------------
+SAYS = {
+    "scontrol": 'case $1 in show) echo "$HOSTS" ;; requeue) echo "requeue $2" >>"$CALLS"; kill -TERM $PPID ;; esac',
+    "squeue": "echo RUNNING",
+    "srun": 'echo "srun $*" >>"$CALLS"; case "$*" in *"$TERM_AT"*) kill -TERM $PPID; exit 143 ;; esac',
+    "python": 'echo "$*" >>"$CALLS"; case "$*" in *" end "*) touch "$5/requeue"; exit 75 ;; *"$TERM_AT"*) '
+    "kill -TERM $PPID; exit 143 ;; esac",
+}
+
+
+def run_script(
+    folder: Path, *hosts: str, term_at: str = "never", counts: tuple[int, ...] = ()
+) -> tuple[subprocess.CompletedProcess[str], str]:
+    """Run the job's script to its end; what it called comes back beside. ``term_at``: what a TERM ends."""
+    (folder / "bin").mkdir()
+    for name, text in SAYS.items():
+        (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / "bin" / name).chmod(0o755)
+    job = Job("tiny", folder / "recipe.yaml", folder / "run", folder / "bin" / "python", node_counts=counts)
+    (folder / "job").write_text(render(Slurm(hang_timeout=None), job))
+    facts = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "SLURM_NNODES": str(len(hosts))}
+    ours = {"HOSTS": "\n".join(hosts), "CALLS": str(folder / "calls"), "TERM_AT": term_at}
+    path = {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", folder / "job"], capture_output=True, text=True, check=False, timeout=60,
+        env=os.environ | facts | ours | path,
+    )  # fmt: skip
+    return done, (folder / "calls").read_text()
+
+
+@pytest.mark.parametrize("moment", ["slurm_attempt begin", "slurm_preflight lead", "node_task"])
+def test_a_term_that_comes_early_stops_the_job_as_a_later_one_does(tmp_path: Path, moment: str) -> None:
+    done, calls = run_script(tmp_path, "n1", term_at=moment)
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert (tmp_path / "run" / "slurm" / "7" / "attempt-0" / "stop").exists()
+    assert "--srun-code 143" in calls
+    assert calls.endswith("requeue 7\n")
+    assert ("srun --nodes=1" in calls) == (moment == "node_task")
+
+
+@pytest.mark.parametrize(("counts", "used"), [((), 3), ((4, 3, 2), 3), ((4, 2), 2)])
+def test_the_most_nodes_that_can_share_the_batch_are_used(tmp_path: Path, counts: tuple[int, ...], used: int) -> None:
+    _, calls = run_script(tmp_path, "n1", "n2", "n3", counts=counts)
+    hosts = ["n1", "n2", "n3"][:used]
+    assert f"attempt-0 {' '.join(hosts)} --port" in calls
+    assert f"srun --nodes={used} --ntasks={used} --nodelist={','.join(hosts)} " in calls
