@@ -42,7 +42,7 @@ def as_text(run: RunDir) -> str:
     Raises: UserError when the folder is no run's.
     """
     if tasks := list(slurm_array.runs(run)):
-        return "\n".join(f"{task.path.name}  {given}: {_line(task)}" for task, given in tasks)
+        return _of_array(tasks)[0]
     return _together(run, [state for job in slurm_queue.jobs_of(run) if (state := slurm_queue.ask(job)) is not None])
 
 
@@ -52,7 +52,7 @@ def follow(run: RunDir) -> Iterator[str]:
     Raises: UserError when the folder is no run's.
     """
     if tasks := list(slurm_array.runs(run)):
-        yield from _followed_array(run, [task for task, _ in tasks])
+        yield from _followed_array(tasks)
         return
     shown: object = None
     follower = slurm_queue.Follower(run)
@@ -69,15 +69,14 @@ def follow(run: RunDir) -> Iterator[str]:
         time.sleep(FOLLOW_EVERY_S)
 
 
-def _followed_array(run: RunDir, tasks: Sequence[RunDir]) -> Iterator[str]:
+def _followed_array(tasks: Sequence[tuple[RunDir, str]]) -> Iterator[str]:
     shown = ""
     while True:
-        text = as_text(run)
+        text, is_over = _of_array(tasks)
         if text != shown:
             shown = text
             yield text
-        queued = [slurm_queue.look(task) for task in tasks]
-        if all(queue is None or queue.is_over for queue in queued):
+        if is_over:
             return
         time.sleep(max(ARRAY_EVERY_S, float(len(tasks))))
 
@@ -95,8 +94,16 @@ def _shown(jobs: Sequence[QueueState]) -> Sequence[QueueState]:
     return [job for job in jobs if not job.is_over] or jobs[-1:]
 
 
-def _line(task: RunDir) -> str:
-    queue = slurm_queue.look(task)
+def _of_array(tasks: Sequence[tuple[RunDir, str]]) -> tuple[str, bool]:
+    """A line for each task, and whether none will run any more."""
+    queued = [slurm_queue.look(task) for task, _ in tasks]
+    lines = [
+        f"{task.path.name}  {given}: {_line(task, queue)}" for (task, given), queue in zip(tasks, queued, strict=True)
+    ]
+    return "\n".join(lines), all(queue is None or queue.is_over for queue in queued)
+
+
+def _line(task: RunDir, queue: QueueState | None) -> str:
     if not task.status.is_file():
         return str(queue) if queue else "not begun"
     status = read_status(task)

@@ -99,7 +99,8 @@ def test_the_status_of_an_array_is_that_of_its_tasks(tmp_path: Path) -> None:
     run.create()
     slurm_array.write(run, [("seed=1",), ("seed=2", "a=b")])
     say(slurm_array.task_run(run, 0), "finished")
-    assert slurm_status.as_text(run).splitlines() == ["task-0  seed=1: finished", "task-1  seed=2 a=b: not begun"]
+    text = "task-0  seed=1: finished\ntask-1  seed=2 a=b: not begun"
+    assert (slurm_status.as_text(run), list(slurm_status.follow(run))) == (text, [text])
 
 
 # --- fewer nodes ------------------------------------------------------------------------------------------------------
