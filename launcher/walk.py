@@ -145,7 +145,7 @@ def train_stages(run: Run, saved: Saved) -> Saved:
             if position.ranks != run.runtime.ranks and not saved.is_for_any_ranks:
                 raise UserError(
                     f"{saved.folder.name} was written by {position.ranks} ranks, and {run.runtime.ranks} were started; "
-                    f"resume with {position.ranks}"
+                    f"resume with {position.ranks} (under slurm.min_nodes it would be for any number)"
                 )
         with memory_told(stage, "other"):
             saved = train_stage(run, stage, start, saved if is_inside else None)
