@@ -69,6 +69,16 @@ class Cluster:
         """Tell SLURM at once that a node is gone, as its administrator would; by itself it waits for SlurmdTimeout."""
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=gone")
 
+    def make_ready(self, timeout_s: float = 120) -> None:
+        """Wait until all nodes are idle, those too that were down or drained."""
+        deadline = time.monotonic() + timeout_s
+        while set(
+            shown := self.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T").stdout.split()
+        ) != {"idle"}:
+            assert time.monotonic() < deadline, shown
+            self.run("scontrol", "update", "NodeName=ALL", "State=RESUME", check=False)
+            time.sleep(0.4)
+
     def on(self, node: str, *command: str | Path) -> None:
         """Run a command on a node."""
         self.node("exec", node, *command)
