@@ -67,19 +67,12 @@ def submit(
     srun_argument: Annotated[list[str] | None, typer.Option(help="One more; may be repeated.")] = None,
 ) -> None:
     """Queue a run on a SLURM cluster; each flag sets the key of that name in the recipe's slurm: section."""
+    given = dict(locals())  # before any other name: all but the first few are keys of slurm:
     from launcher import slurm_submit
 
-    flags: dict[str, object] = {
-        "job_name": job_name, "account": account, "partition": partition, "qos": qos, "time": time, "nodes": nodes,
-        "min_nodes": min_nodes,
-        "gpus_per_node": gpus_per_node, "gres": gres, "ranks_per_node": ranks_per_node, "cpus_per_task": cpus_per_task,
-        "memory": memory, "constraint": constraint, "nodelist": nodelist, "exclude": exclude, "exclusive": exclusive,
-        "reservation": reservation, "comment": comment, "mail_user": mail_user, "mail_type": mail_type,
-        "dependency": dependency, "signal_lead": signal_lead, "requeue": requeue, "requeue_budget": requeue_budget,
-        "hang_timeout": hang_timeout, "array": array, "array_limit": array_limit, "launcher": launcher, "setup": setup,
-        "container": container, "container_python": container_python,
-        "sbatch_arguments": sbatch_argument, "srun_arguments": srun_argument,
-    }  # fmt: skip
+    ours = ("recipe", "overrides", "run_dir", "dry_run", "split_stages")
+    plural = {"sbatch_argument": "sbatch_arguments", "srun_argument": "srun_arguments"}
+    flags = {plural.get(name, name): value for name, value in given.items() if name not in ours}
     request = slurm_submit.Request(recipe, overrides or (), run_dir, flags, split_stages)
     if dry_run:
         print("\n".join(slurm_submit.scripts(request)), end="")
