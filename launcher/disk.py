@@ -19,7 +19,8 @@ class DiskPlan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     checkpoint_bytes: int
-    """Of a checkpoint inside the stage: the engine's own files."""
+    """Of a checkpoint inside the stage: the engine's own files, and where ranks may become others (``slurm.min_nodes``)
+    the whole model and optimizer by name."""
     model_bytes: int
     """Of the whole model in fp32: a stage's end, the best evaluation, the export."""
     most_bytes: int
@@ -52,10 +53,13 @@ def engine_bytes(groups: Sequence[Sequence[int]], frozen: Sequence[int], shardin
 
 def disk_plan(
     groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sharding, states: int, *, keep: int,
-    chooses: bool,
+    chooses: bool, for_any_ranks: bool = False,
 ) -> DiskPlan:  # fmt: skip
     """What a stage needs. ``keep``: `recipe.Checkpoint.keep`; ``chooses``: an evaluation chooses the best."""
-    engine = engine_bytes(groups, frozen, sharding, states)
-    model = FP32_BYTES * (sum(map(sum, groups)) + sum(frozen))
-    best = engine + model if chooses else 0
-    return DiskPlan(checkpoint_bytes=engine, model_bytes=model, most_bytes=model + (keep + 1) * engine + best)
+    trained = sum(map(sum, groups))
+    model = FP32_BYTES * (trained + sum(frozen))
+    inside = engine_bytes(groups, frozen, sharding, states)
+    if for_any_ranks:
+        inside += model + FP32_BYTES * states * trained
+    best = inside + (0 if for_any_ranks else model) if chooses else 0
+    return DiskPlan(checkpoint_bytes=inside, model_bytes=model, most_bytes=model + (keep + 1) * inside + best)

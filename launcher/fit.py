@@ -113,6 +113,7 @@ def stage_disk(stage: StagePlan, facts: ModelFacts) -> DiskPlan:
         [size for name, size in sizes.items() if name not in trained],
         sharding(stage), _optimizer_states(stage), keep=stage.settings.checkpoint.keep,
         chooses=stage.settings.evaluate.best is not None,
+        for_any_ranks=stage.settings.slurm.fewest_nodes < stage.settings.slurm.nodes,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.disk import disk_plan
 from launcher.memory import REDUCE_BUCKET_ELEMENTS, ModelStates, Sharding, model_states, optimizer_states
 from launcher.memory_peak import LOGITS_BYTES_PER_ELEMENT, Activations, plan_memory
 
@@ -170,3 +171,14 @@ def test_recomputation_has_one_blocks_activations_and_no_loss() -> None:
     parts = found.moments["recomputation"]
     assert (parts["activations"], parts["logits"], parts["buffers"]) == (1300, 0, 5 + 10 + 60)
     assert found.activations_bytes == 1300
+
+
+def test_checkpoints_for_any_ranks_hold_model_and_optimizer_besides() -> None:
+    """What tests/slurm's two-layer BERT left on the disk under zero2 on one rank, with slurm.min_nodes, was 28.4 MB."""
+    own, any_ranks = (
+        disk_plan([[1_011_459]], [], Sharding(2, 1), 2, keep=2, chooses=False, for_any_ranks=whether)
+        for whether in (False, True)
+    )
+    assert any_ranks.checkpoint_bytes - own.checkpoint_bytes == (4 + 8) * 1_011_459
+    assert any_ranks.checkpoint_bytes == pytest.approx(28.4e6, rel=0.01)
+    assert any_ranks.most_bytes == own.most_bytes + 3 * (4 + 8) * 1_011_459
