@@ -85,7 +85,7 @@ def predicted(run: plan.RunPlan, facts: ModelFacts, inputs: dict[str, torch.Tens
         lambda: {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()},
         "cpu",
         stage.settings.precision,
-        is_cast=stage.zero_stage > 0,
+        is_cast=stage.is_cast,
         checkpoints=stage.settings.gradient_checkpointing is True,
     )
     saved = fit.stage_disk(stage, facts).checkpoint_bytes

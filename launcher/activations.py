@@ -44,7 +44,7 @@ def count(
         inputs: makes the keyword arguments of the module on the default device.
         device: whose kernels run. ``cuda`` needs no GPU; its attention is taken to be a fused kernel (see `_Fused`).
         precision: fp32, bf16 or fp16.
-        is_cast: the module itself is in ``precision`` (ZeRO), instead of computing in it under autocast (ddp).
+        is_cast: the module itself is in ``precision`` (see `plan.StagePlan`), not computing in it under autocast.
         checkpoints: with gradient checkpointing, which the model must have: see `recompute.refusal`.
         meter: the one of an earlier count of the module, whose fake tensors are taken again.
 

@@ -31,7 +31,8 @@ class DiskPlan(BaseModel):
 def engine_bytes(groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sharding, states: int) -> int:
     """Of N elements of which T train, s bytes an element of the engine, k states of the optimizer:
 
-    - ddp: `backends.data_parallel` saves module and optimizer once, 4 (N + k T).
+    - ddp: `backends.data_parallel` saves module and optimizer once, s N + 4 k T, and with masters, which are saved whole,
+      4 T.
     - ZeRO 1 and 2: the module once, s N, and each rank its part of masters and states, 4 (1 + k) T, padded.
     - ZeRO 3: each rank its part of masters and states, 4 (1 + k) T, and of frozen parameters, s a frozen element;
       trained parameters come from their masters (deepspeed/runtime/engine.py, ``_save_zero_checkpoint``).
@@ -42,7 +43,8 @@ def engine_bytes(groups: Sequence[Sequence[int]], frozen: Sequence[int], shardin
     trained, still = sum(map(sum, groups)), sum(frozen)
     s, ranks = sharding.engine_bytes, sharding.ranks
     if sharding.zero_stage == 0:
-        return FP32_BYTES * (trained + still + states * trained)
+        masters = 0 if sharding.master == "none" else 1
+        return s * (trained + still) + FP32_BYTES * (masters + states) * trained
     if sharding.zero_stage == 3:
         owned = ranks * sum(-(-numel // ranks) for group in groups for numel in group)
         return FP32_BYTES * (1 + states) * owned + s * ranks * sum(-(-numel // ranks) for numel in frozen)

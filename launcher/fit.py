@@ -88,7 +88,7 @@ def rank_memory(cluster: Cluster) -> int | None:
 def sharding(stage: StagePlan) -> memory.Sharding:
     """As the formulas take it."""
     offload = stage.settings.sharding.offload != "none"
-    return memory.Sharding(stage.zero_stage, stage.batch.ranks, offload, stage.settings.precision)
+    return memory.Sharding(stage.zero_stage, stage.batch.ranks, offload, stage.settings.precision, stage.master)
 
 
 def model_states(stage: StagePlan, facts: ModelFacts) -> ModelStates:
@@ -119,7 +119,8 @@ def stage_disk(stage: StagePlan, facts: ModelFacts) -> DiskPlan:
 
 def _optimizer_states(stage: StagePlan) -> int:
     optimizer = stage.settings.optimizer
-    return memory.optimizer_states(optimizer.kind, getattr(optimizer, "momentum", 0.0))
+    momentum, dtype = getattr(optimizer, "momentum", 0.0), getattr(optimizer, "state_dtype", "fp32")
+    return memory.optimizer_states(optimizer.kind, momentum, dtype)
 
 
 def stage_memory(stage: StagePlan, cluster: Cluster, facts: ModelFacts, counted: Activations) -> MemoryPlan:
@@ -143,9 +144,15 @@ def stage_time(stage: StagePlan, cluster: Cluster, facts: ModelFacts, work: Work
 
 
 def sharded(stage: StagePlan, strategy: str, offload: str) -> StagePlan:
-    """The stage under another sharding."""
-    changed = stage.settings.sharding.model_copy(update={"strategy": strategy, "offload": offload})
-    return stage.model_copy(update={"settings": stage.settings.model_copy(update={"sharding": changed})})
+    """The stage under another sharding; ZeRO keeps its masters itself."""
+    sharding, optimizer = stage.settings.sharding, stage.settings.optimizer
+    if strategy != "ddp" and stage.master != "none":
+        optimizer = optimizer.model_copy(update={"master": "none"})
+    changed = {
+        "sharding": sharding.model_copy(update={"strategy": strategy, "offload": offload}),
+        "optimizer": optimizer,
+    }
+    return stage.model_copy(update={"settings": stage.settings.model_copy(update=changed)})
 
 
 def checkpointed(stage: StagePlan, checkpoints: bool) -> StagePlan:

@@ -17,6 +17,8 @@ FP32_BYTES = 4
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 STATES_PER_ELEMENT = {"adamw": 2, "adam": 2, "sgd": 1}
 """fp32 tensors of the parameter's shape that the optimizer keeps; sgd: if it has momentum."""
+MASTER_BYTES = {"none": 0, "split16": 2, "fp32": 4}
+"""Of an element, what ddp keeps beside a module in bf16: the lower half of the fp32 value, or all of it."""
 
 # Defaults of deepspeed.runtime.zero.config.DeepSpeedZeroConfig, in elements.
 REDUCE_BUCKET_ELEMENTS = 500_000_000
@@ -41,11 +43,15 @@ class Sharding:
     """Optimizer state and masters, under stage 3 the parameters too, are in host memory."""
     precision: str = "fp32"
     """fp32, bf16 or fp16."""
+    master: str = "none"
+    """Of ddp: see `MASTER_BYTES`."""
 
     @property
     def engine_bytes(self) -> int:
-        """Bytes of an element as the engine holds it: ZeRO casts the module, ddp computes under autocast."""
-        return DTYPE_BYTES[self.precision] if self.zero_stage else FP32_BYTES
+        """Bytes of an element as the engine holds it: ZeRO casts the module, ddp computes under autocast unless it
+        keeps masters."""
+        is_cast = self.zero_stage > 0 or self.master != "none"
+        return DTYPE_BYTES[self.precision] if is_cast else FP32_BYTES
 
     @property
     def accumulation_bytes(self) -> int:
@@ -63,7 +69,7 @@ class ModelStates:
     step_gradients: int = 0
     """While the optimizer steps."""
     masters: int = 0
-    """fp32 copies of the trained parameters."""
+    """fp32 copies of the trained parameters, or the halves of them that the parameters lack."""
     optimizer: int = 0
     """Per-element state; step counts, 4 bytes a parameter, are left out."""
     buckets: int = 0
@@ -77,9 +83,13 @@ class ModelStates:
     host: int = 0
 
 
-def optimizer_states(kind: str, momentum: float = 0.0) -> int:
-    """fp32 state tensors per trained element: two moments of Adam (Kingma and Ba, 2015), one momentum of SGD."""
-    return STATES_PER_ELEMENT[kind] if kind != "sgd" or momentum else 0
+def optimizer_states(kind: str, momentum: float = 0.0, state_dtype: str = "fp32") -> int:
+    """State per trained element, in fp32 tensors: two moments of Adam (Kingma and Ba, 2015), one momentum of SGD.
+
+    Two in bf16 take what one in fp32 does.
+    """
+    states = STATES_PER_ELEMENT[kind] if kind != "sgd" or momentum else 0
+    return states * DTYPE_BYTES[state_dtype] // FP32_BYTES
 
 
 def model_states(
@@ -90,7 +100,7 @@ def model_states(
     Args:
         groups: elements of each trained parameter, by optimizer group, in model order.
         frozen: elements of each parameter that does not train.
-        states: fp32 tensors the optimizer keeps per element; see `optimizer_states`.
+        states: what the optimizer keeps per element, in fp32 tensors; see `optimizer_states`.
         accumulation: micro-batches before one optimizer step.
     """
     if sharding.zero_stage == 0:
@@ -101,21 +111,21 @@ def model_states(
 
 
 def _ddp(groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sharding, states: int) -> ModelStates:
-    """4 (N + T (1 + states)) bytes for N elements of which T train, whatever the precision.
+    """4 (N + T (1 + states)) bytes for N elements of which T train, whatever the precision, without masters.
 
-    `backends.data_parallel`: the module stays in fp32 and computes under autocast, so it is its own master.
+    `backends.data_parallel`: the module stays in fp32 and computes under autocast, so it is its own master. With
+    ``optimizer.master`` the module and its gradients are in bf16: 2 (N + T) + 4 T states + 2 T (split16) or 4 T (fp32).
     DistributedDataParallel with ``gradient_as_bucket_view`` allocates all gradients once and keeps them; autograd makes
     each one apart before it is copied there, so the largest is alive twice. A single rank has neither.
     """
-    trained = _sum(groups)
-    gradients = FP32_BYTES * trained
-    in_flight = FP32_BYTES * _largest(groups) if sharding.ranks > 1 else 0
+    s, trained = sharding.engine_bytes, _sum(groups)
     return ModelStates(
-        parameters=FP32_BYTES * (trained + sum(frozen)),
-        gradients=gradients,
-        step_gradients=gradients,
+        parameters=s * (trained + sum(frozen)),
+        gradients=s * trained,
+        step_gradients=s * trained,
+        masters=MASTER_BYTES[sharding.master] * trained,
         optimizer=FP32_BYTES * states * trained,
-        buckets=in_flight,
+        buckets=s * _largest(groups) if sharding.ranks > 1 else 0,
         keeps_gradients=sharding.ranks > 1,
     )
 

@@ -62,7 +62,7 @@ class MemoryPlan(BaseModel):
     parameters_bytes: int
     gradients_bytes: int
     master_bytes: int
-    """fp32 copies of trained parameters."""
+    """fp32 copies of trained parameters, or the halves of them that the parameters lack."""
     optimizer_bytes: int
     activations_bytes: int
     """What autograd saves in one micro-batch, without the loss; of checkpointed blocks only the largest one's."""

@@ -58,11 +58,11 @@ def build(stage: StagePlan, module: nn.Module, carried: Mapping[str, int]) -> to
             )
     # What is offloaded is stepped where it lies, on the host.
     is_on_gpu = torch.cuda.is_available() and stage.settings.sharding.offload != "cpu"
-    return _construct(stage.settings.optimizer, groups, "cuda" if is_on_gpu else "cpu")
+    return _construct(stage.settings.optimizer, groups, "cuda" if is_on_gpu else "cpu", stage.settings.seed)
 
 
 def _construct(
-    spec: AdamW | Adam | SGD, groups: list[dict[str, Any]], compiled: Literal["cpu", "cuda"]
+    spec: AdamW | Adam | SGD, groups: list[dict[str, Any]], compiled: Literal["cpu", "cuda"], seed: int
 ) -> torch.optim.Optimizer:
     match spec:
         case AdamW():
@@ -74,6 +74,9 @@ def _construct(
                 eps=spec.epsilon,
                 weight_decay=spec.weight_decay,
                 backend=backends[spec.implementation],
+                master=spec.master,
+                state_dtype=spec.state_dtype,
+                seed=seed,
             )
         case Adam():
             return torch.optim.Adam(

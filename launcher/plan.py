@@ -96,6 +96,16 @@ class StagePlan(Planned):
         return {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}[self.settings.sharding.strategy]
 
     @property
+    def master(self) -> str:
+        """How ddp keeps the full value of weights whose module is in bf16; ``none``: ddp's module is in fp32."""
+        return getattr(self.settings.optimizer, "master", "none")
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether the module itself is in the stage's precision, instead of computing in it under autocast."""
+        return self.zero_stage > 0 or self.master != "none"
+
+    @property
     def trained_names(self) -> set[str]:
         """Names of the parameters that train."""
         return {name for group in self.groups for name in group.names}

@@ -48,6 +48,7 @@ def _stage_row(stage: StagePlan) -> tuple[Text, ...]:
     settings, batch = stage.settings, stage.batch
     offload = f", offload {settings.sharding.offload}" if settings.sharding.offload != "none" else ""
     again = ", checkpointed" if settings.gradient_checkpointing is True else ""
+    masters = f", {stage.master} masters" if stage.master != "none" else ""
     warmup = f", warm-up {settings.schedule.warmup:.0%}" if settings.schedule.warmup else ""
     cells = (
         stage.name,
@@ -58,7 +59,7 @@ def _stage_row(stage: StagePlan) -> tuple[Text, ...]:
         f"{stage.steps / stage.steps_per_epoch:.4g}" if stage.steps_per_epoch else "",
         f"{batch.global_size} = {batch.micro_size} x {batch.accumulation} x {batch.ranks}",
         f"{settings.sharding.strategy}{offload}{again}",
-        settings.precision,
+        f"{settings.precision}{masters}",
         f"{settings.schedule.kind}{warmup}",
     )
     return tuple(Text(cell) for cell in cells)

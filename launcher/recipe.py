@@ -125,6 +125,13 @@ class AdamW(Strict):
     """Added to the root of the mean square."""
     implementation: Literal["auto", "fused", "torch"] = "auto"
     """auto: the compiled step where it can be had, else the reference, and says so; fused: compiled or an error."""
+    master: Literal["none", "split16", "fp32"] = "none"
+    """How ddp keeps the full value of weights whose module is in bf16, as ZeRO's is. split16: the 16 bits that bf16
+    lacks, 14 bytes for each element that trains, gradient included; fp32: a whole copy, 16 bytes; none: the module
+    itself stays in fp32 and computes in bf16 under autocast, 16 bytes and what autocast casts. Exports hold the full
+    value. ZeRO keeps its own masters."""
+    state_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the two running means. bf16 takes 4 bytes an element less, and the second is rounded stochastically."""
 
 
 class Adam(Strict):

@@ -67,6 +67,23 @@ def offload_needs_zero(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"{where}.sharding.offload", f"{message}; name one of them, or take offload out")
 
 
+def master_needs_bf16_under_ddp(recipe: Recipe) -> Iterator[Problem]:
+    """ZeRO hands the optimizer fp32 partitions, which are the masters; a module in fp32 is its own."""
+    for where, stage in _stages(recipe):
+        if stage.optimizer.kind != "adamw" or stage.optimizer.master == "none":
+            continue
+        message = f"{stage.optimizer.master!r} is for precision: bf16 under sharding.strategy: ddp, but"
+        for key, value, wanted in (
+            ("precision", stage.precision, "bf16"),
+            ("sharding.strategy", stage.sharding.strategy, "ddp"),
+        ):
+            if value != wanted:
+                asked = f"{value}, which chooses itself" if value == "auto" else value
+                message = f"{message} {key} is {asked}; write {key}: {wanted}, or take master out"
+                yield Problem(f"{where}.optimizer.master", message)
+                break
+
+
 def first_stage_carries_nothing(recipe: Recipe) -> Iterator[Problem]:
     if recipe.stages[0].optimizer_state == "carry":
         where = f"{_where(recipe, 0)}.optimizer_state"
@@ -222,6 +239,7 @@ RULES: tuple[Rule, ...] = (
     micro_size_divides_global_size,
     nesterov_needs_momentum,
     offload_needs_zero,
+    master_needs_bf16_under_ddp,
     first_stage_carries_nothing,
     carry_needs_the_same_optimizer,
     columns_are_of_the_task,

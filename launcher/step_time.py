@@ -187,7 +187,7 @@ def link_bytes(sharding: Sharding, load: Load) -> tuple[float, float, float]:
     ring = (sharding.ranks - 1) / sharding.ranks
     s = sharding.engine_bytes
     if sharding.zero_stage == 0:
-        return 2 * ring * FP32_BYTES * load.trained, 0.0, 0.0
+        return 2 * ring * s * load.trained, 0.0, 0.0
     if sharding.zero_stage == 3:
         return ring * s * load.trained, 2 * ring * s * (load.trained + load.frozen), 0.0
     return ring * s * load.trained, 0.0, ring * s * load.trained
@@ -195,18 +195,19 @@ def link_bytes(sharding: Sharding, load: Load) -> tuple[float, float, float]:
 
 def cast_bytes(sharding: Sharding, load: Load) -> float:
     """Bytes that autocast moves in each forward under ddp in low precision: every weight read in fp32, written in 2
-    bytes. ZeRO holds the module in low precision."""
-    is_low = sharding.zero_stage == 0 and sharding.precision != "fp32"
+    bytes. ZeRO, and ddp with masters, hold the module in low precision."""
+    is_low = sharding.precision != "fp32" and sharding.engine_bytes == FP32_BYTES
     return (FP32_BYTES + 2) * (load.trained + load.frozen) if is_low else 0
 
 
 def optimizer_bytes(sharding: Sharding, load: Load) -> float:
     """Bytes that a rank's optimizer moves in a step: parameter or master and states read and written, gradients read,
-    all fp32 (kernels/README.md: 28 an element for AdamW), and the low-precision copy written. Of the elements the rank
-    owns: all under ddp, 1/R under ZeRO."""
+    all fp32 (kernels/README.md: 28 an element for AdamW), and the low-precision copy written. With masters under ddp
+    gradients are in bf16, and split ones have no copy. Of the elements the rank owns: all under ddp, 1/R under ZeRO."""
     owned = load.trained / (sharding.ranks if sharding.zero_stage else 1)
-    copy = sharding.engine_bytes if sharding.zero_stage else 0
-    return owned * (FP32_BYTES * (3 + 2 * load.optimizer_states) + copy)
+    gradient = FP32_BYTES if sharding.zero_stage else sharding.engine_bytes
+    copy = sharding.engine_bytes if sharding.zero_stage or sharding.master == "fp32" else 0
+    return owned * (FP32_BYTES * (2 + 2 * load.optimizer_states) + gradient + copy)
 
 
 def pcie_bytes(sharding: Sharding, load: Load, accumulation: int) -> tuple[float, float]:

@@ -149,7 +149,7 @@ def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fi
     def count(stage: plan.StagePlan, length: int | None = None) -> Activations:
         settings, micro_size = stage.settings, stage.batch.micro_size
         tokens = length or recipe.data.max_length
-        is_cast, checkpoints = stage.zero_stage > 0, settings.gradient_checkpointing is True
+        is_cast, checkpoints = stage.is_cast, settings.gradient_checkpointing is True
         key = (
             frozenset(stage.trained_names), micro_size, tokens, settings.precision, is_cast, checkpoints,
             settings.batch_norm,

@@ -71,9 +71,10 @@ def _ways(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -> I
 def _other_strategies(plan: RunPlan, stage: StagePlan, facts: ModelFacts) -> Iterator[Way]:
     now = (stage.settings.sharding.strategy, stage.settings.sharding.offload)
     after = LADDER[LADDER.index(now) + 1 :] if now in LADDER else (("zero3", "cpu"),)
+    besides = ", optimizer.master: none" if stage.master != "none" else ""
     for strategy, offload in after:
         changed = fit.sharded(stage, strategy, offload)
-        yield Way(f"sharding: {{strategy: {strategy}, offload: {offload}}}", changed, plan.cluster)
+        yield Way(f"sharding: {{strategy: {strategy}, offload: {offload}}}{besides}", changed, plan.cluster)
 
 
 def _smaller_micro_sizes(plan: RunPlan, stage: StagePlan, facts: ModelFacts) -> Iterator[Way]:

@@ -7,6 +7,7 @@ the compiled kernels; the state's layouts are in `state`.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from ctypes import c_ssize_t
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from torch.optim.optimizer import ParamsT
 from thawline_kernels import backends, formats, native, reference
 from thawline_kernels.batches import Batch, gather, is_dense, local
 from thawline_kernels.native import NativeBatch
-from thawline_kernels.state import Layout, Master, StateDtype, saved
+from thawline_kernels.state import Layout, Master, StateDtype, full_value, saved
 
 _OPTIONS = {
     "backend": ("auto", "cuda", "cpu", "torch"),
@@ -71,6 +72,18 @@ class FusedAdamW(AdamW):
         self._backend, self._is_accurate = backend, numerics == "accurate"
         self._layout, self._seed = Layout(master, state_dtype), seed
         self._step_supports_amp_scaling = True  # GradScaler then hands over grad_scale and found_inf
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in `torch.optim.AdamW`.
+
+        torch's own imports torch._dynamo, a second or two, to keep itself out of compiled code. While nobody has
+        imported that, nothing is compiled, and it goes without: the first step need not wait for it.
+        """
+        plain = getattr(AdamW.add_param_group, "__wrapped__", None)
+        if plain is None or "torch._dynamo" in sys.modules:
+            super().add_param_group(param_group)
+        else:
+            plain(self, param_group)
 
     @torch.no_grad()
     def step(
@@ -133,7 +146,7 @@ class FusedAdamW(AdamW):
     def _state_of(self, group: dict[str, Any]) -> Callable[[Tensor], dict[str, Any]]:
         def state_of(param: Tensor) -> dict[str, Any]:
             state: dict[str, Any] = self.state[param]
-            if not state:
+            if "step" not in state:
                 self._layout.start(state, param, amsgrad=group["amsgrad"])
             return state
 
@@ -149,6 +162,18 @@ class FusedAdamW(AdamW):
             sums = backends.choose(self._backend, batch.device_type).sums_of_squares(batch.grads)
             squares += [batch.over_shards(reference.total(sums))] if batch.sharding else sums
         return math.sqrt(reference.total(squares))
+
+    def full_value(self, param: Tensor) -> Tensor:
+        """The fp32 value of a parameter, of its shape: with ``master``, what its bf16 is the rounding of."""
+        return full_value(self.state.get(param, {}), param)
+
+    @torch.no_grad()
+    def set_full_value(self, param: Tensor, value: Tensor) -> None:
+        """Give a parameter a value in fp32, of its shape; with ``master``, what bf16 cannot hold is kept beside it."""
+        state = self.state.get(param, {})
+        self._layout.set_full_value(state, param, value)
+        if state:
+            self.state[param] = state
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.AdamW`'s, with ``master`` where bf16 parameters have a fuller value (see `state`)."""

@@ -60,7 +60,7 @@ def machine(device: str) -> dict[str, Any]:
 
 def first_use_s() -> tuple[float, float]:
     """Seconds to the first step of a fresh process with an empty cache of kernels, and with the cache it left: the time
-    of a 64-element step, imports excluded."""
+    of an optimizer's making and a 64-element step, imports excluded."""
     program = (
         "import time, torch; from thawline_kernels import FusedAdamW\n"
         "param = torch.zeros(64, requires_grad=True); param.grad = torch.ones(64)\n"

@@ -52,13 +52,18 @@ class BuildError(RuntimeError):
 
 
 @functools.cache
-def load(target: str) -> None:
+def load(target: str) -> Path:
     """Register the kernels ("cpu" or "cuda") with torch, compiling them if no library of these sources is at hand.
+
+    Returns:
+        The library that was loaded.
 
     Raises:
         BuildError: no compiler, the compiler failed, or the cache is not private.
     """
-    torch.ops.load_library(str(library(target)))
+    path = library(target)
+    torch.ops.load_library(str(path))
+    return path
 
 
 def library(target: str) -> Path:

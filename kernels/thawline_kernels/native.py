@@ -54,8 +54,7 @@ class _Library:
 
 @functools.cache
 def _library(target: str) -> _Library:
-    build.load(target)
-    return _Library(str(build.library(target)))
+    return _Library(str(build.load(target)))
 
 
 def can_gather(target: str = "cpu") -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from thawline_kernels import formats
 
-BLOCK = 1 << 18
+BLOCK = 1 << 16
 """Elements updated at once, so that the temporaries of `fma` stay in cache."""
 
 NORM_CHUNK = 1 << 15

@@ -32,16 +32,31 @@ class Layout:
         return torch.float32 if self.state_dtype == "fp32" else torch.bfloat16
 
     def start(self, state: State, param: Tensor, *, amsgrad: bool) -> None:
-        """Fill the empty ``state`` of a parameter that meets its first gradient."""
+        """Fill the ``state`` of a parameter that meets its first gradient; its full value may be there already."""
         state["step"] = torch.tensor(0.0)
         for key in ("exp_avg", "exp_avg_sq"):
             state[key] = torch.zeros_like(param, dtype=self.moment_dtype)
         if amsgrad:
             state["max_exp_avg_sq"] = torch.zeros_like(param, dtype=torch.float32)
-        if param.dtype is torch.bfloat16 and self.master == "fp32":
+        if param.dtype is torch.bfloat16 and self.master == "fp32" and "master" not in state:
             state["master"] = param.detach().float()
-        elif param.dtype is torch.bfloat16 and self.master == "split16":
+        elif param.dtype is torch.bfloat16 and self.master == "split16" and "low" not in state:
             state["low"] = torch.zeros_like(param, dtype=torch.int16)
+
+    def set_full_value(self, state: State, param: Tensor, value: Tensor) -> None:
+        """Write an fp32 ``value`` into the parameter and, as far as it does not fit there, beside it."""
+        if param.dtype is not torch.bfloat16 or self.master == "none":
+            param.copy_(value)
+            return
+        master = _like(param, value, torch.float32)
+        if self.master == "fp32":
+            state["master"] = master
+            local(param).copy_(formats.nearest_bf16(local(master)))
+        else:
+            upper, lower = formats.split16(local(master))
+            local(param).copy_(upper)
+            state["low"] = torch.zeros_like(param, dtype=torch.int16)
+            local(state["low"]).copy_(lower)
 
     def restore(self, state: State, saved: State, param: Tensor) -> None:
         """Fill ``state`` from one that this class or `torch.optim.AdamW` saved, in whatever layout that ran.
@@ -60,14 +75,10 @@ class Layout:
                 state[key] = value
         if param.dtype is not torch.bfloat16 or self.master == "none":
             return
-        master = _like(param, saved.get("master", param), torch.float32)
         if self.master == "fp32":
-            state["master"] = master
+            state["master"] = _like(param, saved.get("master", param), torch.float32)
         else:
-            upper, lower = formats.split16(local(master))
-            local(param).copy_(upper)
-            state["low"] = torch.zeros_like(param, dtype=torch.int16)
-            local(state["low"]).copy_(lower)
+            self.set_full_value(state, param, saved.get("master", param))
 
 
 def saved(state: State, param: Tensor) -> State:
@@ -77,9 +88,18 @@ def saved(state: State, param: Tensor) -> State:
     """
     out = {key: value.clone() if key == "step" else value for key, value in state.items() if key != "low"}
     if "low" in state:
-        out["master"] = torch.zeros_like(param, dtype=torch.float32)
-        local(out["master"]).copy_(formats.join16(local(param.detach()), local(state["low"])))
+        out["master"] = full_value(state, param)
     return out
+
+
+def full_value(state: State, param: Tensor) -> Tensor:
+    """The fp32 value of a parameter: its master, which is shared, or what its halves make; else its own, in fp32."""
+    if "low" in state:
+        joined = torch.zeros_like(param, dtype=torch.float32)
+        local(joined).copy_(formats.join16(local(param.detach()), local(state["low"])))
+        return joined
+    master: Tensor = state.get("master", param)
+    return master.detach().float()
 
 
 def _like(param: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:

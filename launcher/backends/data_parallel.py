@@ -1,4 +1,9 @@
-"""DDP through Accelerate: every rank holds the whole model; gradients are averaged as the backward produces them."""
+"""DDP through Accelerate: every rank holds the whole model; gradients are averaged as the backward produces them.
+
+In low precision the module stays in fp32 and computes under autocast. With ``optimizer.master`` its parameters are in
+bf16, as ZeRO's are, and the optimizer keeps what they lack of the fp32 values. Buffers stay as they are: rotary
+frequencies would be rounded, and the buffers of the export with them.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +12,38 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from launcher.backends.engine import Engine, Parts, StepResult, forget_accelerate, state_tensors, storage_bytes
+from launcher.backends.engine import (
+    Engine,
+    Parts,
+    StepResult,
+    cast_inputs,
+    forget_accelerate,
+    moment_dtype,
+    refuse_mixed_norms,
+    state_tensors,
+    storage_bytes,
+)
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+MASTERS = ("low", "master")
+"""What `thawline_kernels.FusedAdamW` names, in its state, the part of an fp32 value that is not in the parameter."""
+
+
+class KeepsMasters(Protocol):
+    """An optimizer over bf16 parameters that knows their fp32 values."""
+
+    def full_value(self, param: torch.Tensor) -> torch.Tensor:
+        """The fp32 value of a parameter."""
+
+    def set_full_value(self, param: torch.Tensor, value: torch.Tensor) -> None:
+        """Give a parameter an fp32 value; what bf16 cannot hold of it is kept beside it."""
 
 
 def build(parts: Parts) -> Engine:
@@ -26,10 +53,10 @@ def build(parts: Parts) -> Engine:
         RuntimeError: what Accelerate built is not DDP over all ranks; it would train something else than was asked.
     """
     forget_accelerate()
-    runtime = parts.runtime
+    runtime, is_cast = parts.runtime, parts.stage.is_cast
     accelerator = Accelerator(
         cpu=runtime.device.type == "cpu",
-        mixed_precision=MIXED_PRECISION[parts.stage.settings.precision],
+        mixed_precision="no" if is_cast else MIXED_PRECISION[parts.stage.settings.precision],
         kwargs_handlers=[
             # A thawed parameter may get no gradient (an unused pooler): the proof lists it, DDP must not hang on it.
             # Buffers: Runtime.average_buffers, the same for all backends.
@@ -39,6 +66,12 @@ def build(parts: Parts) -> Engine:
         ],
     )
     module = parts.load_module(None)
+    if is_cast:
+        refuse_mixed_norms(module, parts.stage)
+        module.to(runtime.device)  # before the optimizer keeps anything beside it
+    optimizer = parts.make_optimizer(module)
+    if is_cast:
+        cast_to_bf16(module, cast(KeepsMasters, optimizer))
     with warnings.catch_warnings():
         # torch renamed the argument in 2.14; Accelerate still passes the old name.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -48,17 +81,31 @@ def build(parts: Parts) -> Engine:
         raise RuntimeError(
             f"asked for ddp over {runtime.ranks} ranks, got {type(wrapped).__name__} over {accelerator.num_processes}"
         )
-    return DataParallelEngine(accelerator, wrapped, module, parts)
+    return DataParallelEngine(accelerator, wrapped, module, optimizer, parts)
+
+
+def cast_to_bf16(module: nn.Module, optimizer: KeepsMasters) -> None:
+    """Turn the parameters into bf16, one after the other; the optimizer keeps what those that train lose by it."""
+    for parameter in module.parameters():
+        value = parameter.data
+        parameter.data = value.bfloat16()
+        if parameter.requires_grad:
+            optimizer.set_full_value(parameter, value)
 
 
 class DataParallelEngine(Engine):
     """One whole copy of model and optimizer a rank."""
 
-    def __init__(self, accelerator: Accelerator, wrapped: nn.Module, module: nn.Module, parts: Parts) -> None:
+    def __init__(
+        self, accelerator: Accelerator, wrapped: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer,
+        parts: Parts,
+    ) -> None:  # fmt: skip
         self.accelerator = accelerator
         self.wrapped = wrapped
         self.module = module
-        self.optimizer = parts.make_optimizer(module)
+        self.optimizer = optimizer
+        self.is_cast = parts.stage.is_cast
+        self.moment_dtype = moment_dtype(parts.stage)
         self.clip_grad_norm = parts.stage.settings.clip_grad_norm or math.inf
         self.clipped_step = parts.clipped_step
         self.scaler = accelerator.scaler
@@ -72,7 +119,7 @@ class DataParallelEngine(Engine):
         return cast(AbstractContextManager[None], self.wrapped.no_sync())
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> Any:
-        return self.wrapped(**inputs)
+        return self.wrapped(**(cast_inputs(inputs, torch.bfloat16) if self.is_cast else inputs))
 
     def backward(self, loss: torch.Tensor) -> None:
         self.accelerator.backward(loss)
@@ -93,19 +140,22 @@ class DataParallelEngine(Engine):
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, parameter in self.module.named_parameters():
-            yield name, parameter.detach()
+            has_master = self.is_cast and parameter.requires_grad
+            yield name, cast(KeepsMasters, self.optimizer).full_value(parameter) if has_master else parameter.detach()
 
     def optimizer_state(self, keys: tuple[str, ...]) -> Iterator[tuple[str, int, dict[str, torch.Tensor]]]:
         for name, parameter in self.module.named_parameters():
-            state = self.optimizer.state.get(parameter)
-            if state:
-                tensors = {key: state[key].detach().float().cpu() for key in keys if state.get(key) is not None}
+            state = self.optimizer.state.get(parameter, {})
+            tensors = {key: state[key].detach().float().cpu() for key in keys if state.get(key) is not None}
+            if tensors:
                 yield name, int(state.get("step", 0)), tensors
 
     def set_optimizer_state(self, name: str, steps: int, tensors: dict[str, torch.Tensor]) -> None:
         parameter = self.module.get_parameter(name)
-        state: dict[str, Any] = {key: value.to(parameter.device) for key, value in tensors.items()}
-        self.optimizer.state[parameter] = state | {"step": torch.tensor(float(steps))}
+        state: dict[str, Any] = self.optimizer.state[parameter]
+        state["step"] = torch.tensor(float(steps))
+        for key, value in tensors.items():
+            state[key] = torch.zeros_like(parameter, dtype=self.moment_dtype).copy_(value)
 
     def save(self, folder: Path) -> None:
         if not self.runtime.is_first:
@@ -131,11 +181,13 @@ class DataParallelEngine(Engine):
         return {"engine": type(self.wrapped).__name__, "zero_stage": 0, "offload": "none", "ranks": self.runtime.ranks}
 
     def held(self) -> dict[str, int]:
+        states = self.optimizer.state.values()
+        masters = storage_bytes(state[key] for state in states for key in MASTERS if key in state)
         return {
             "parameters": storage_bytes(self.module.parameters()),
             "gradients": storage_bytes(parameter.grad for parameter in self.module.parameters()),
-            "masters": 0,
-            "optimizer": storage_bytes(state_tensors(self.optimizer)),
+            "masters": masters,
+            "optimizer": storage_bytes(state_tensors(self.optimizer)) - masters,
         }
 
     def close(self) -> None:

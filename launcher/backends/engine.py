@@ -21,6 +21,7 @@ from torch import nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from launcher.distributed import Runtime
+from launcher.errors import UserError
 from launcher.plan import StagePlan
 
 
@@ -125,6 +126,35 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
     """The per-element tensors of an optimizer's state, without its step counts."""
     for state in optimizer.state.values():
         yield from (value for value in state.values() if isinstance(value, torch.Tensor) and value.dim())
+
+
+def refuse_mixed_norms(module: nn.Module, stage: StagePlan) -> None:
+    """Where the module itself is cast, BatchNorm's weights are too: its statistics then lose precision with them, or
+    stay fp32, which torch's kernels do not take together.
+
+    Raises:
+        UserError: the module has a BatchNorm, and the stage is of low precision.
+    """
+    is_mixed = stage.settings.precision != "fp32"
+    if is_mixed and any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()):
+        strategy = stage.settings.sharding.strategy
+        where, other = (f"under {strategy}", "sharding.strategy: ddp"), ("with optimizer.master", "master: none")
+        cause, way_out = where if stage.zero_stage else other
+        raise UserError(
+            f"stages.{stage.name}.precision: {stage.settings.precision}: {cause} a model with BatchNorm in it cannot "
+            f"be trained in low precision; take fp32, or {way_out}"
+        )
+
+
+def cast_inputs(inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """A module's inputs as one in ``dtype`` takes them; whole numbers stay."""
+    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
+
+
+def moment_dtype(stage: StagePlan) -> torch.dtype:
+    """Of the optimizer's per-element state."""
+    is_bf16 = getattr(stage.settings.optimizer, "state_dtype", "fp32") == "bf16"
+    return torch.bfloat16 if is_bf16 else torch.float32
 
 
 def forget_accelerate() -> None:

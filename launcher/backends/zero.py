@@ -27,8 +27,17 @@ from deepspeed.utils import (
 from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from launcher.backends.engine import Engine, Parts, StepResult, forget_accelerate, state_tensors, storage_bytes
-from launcher.errors import UserError
+from launcher.backends.engine import (
+    Engine,
+    Parts,
+    StepResult,
+    cast_inputs,
+    forget_accelerate,
+    moment_dtype,
+    refuse_mixed_norms,
+    state_tensors,
+    storage_bytes,
+)
 from launcher.plan import StagePlan
 
 TAG = "engine"
@@ -71,21 +80,6 @@ def _build(parts: Parts, config: dict[str, Any], handlers: list[InitProcessGroup
     if stage.settings.precision != "fp32":
         built.restore_masters(parts)
     return built
-
-
-def refuse_mixed_norms(module: nn.Module, stage: StagePlan) -> None:
-    """DeepSpeed casts BatchNorm's weights: its statistics then lose precision with them (stages 1 and 2), or stay fp32,
-    which torch's kernels do not take together (stage 3, and the CPU).
-
-    Raises:
-        UserError: the module has a BatchNorm, and the stage is of low precision.
-    """
-    is_mixed = stage.settings.precision != "fp32"
-    if is_mixed and any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()):
-        raise UserError(
-            f"stages.{stage.name}.precision: {stage.settings.precision}: under {stage.settings.sharding.strategy} "
-            "a model with BatchNorm in it cannot be trained in low precision; take fp32, or sharding.strategy: ddp"
-        )
 
 
 def deepspeed_config(stage: StagePlan) -> dict[str, Any]:
@@ -149,9 +143,7 @@ class ZeroEngine(Engine):
         return nullcontext()
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> Any:
-        return self.engine(
-            **{key: value.to(self.dtype) if value.is_floating_point() else value for key, value in inputs.items()}
-        )
+        return self.engine(**cast_inputs(inputs, self.dtype))
 
     def backward(self, loss: torch.Tensor) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)
@@ -201,7 +193,7 @@ class ZeroEngine(Engine):
         state = self.optimizer.state[flat]
         state.setdefault("step", torch.tensor(float(steps)))
         for key, value in tensors.items():
-            state.setdefault(key, torch.zeros_like(flat))
+            state.setdefault(key, torch.zeros_like(flat, dtype=moment_dtype(self.stage)))
             if self.stage.zero_stage == 3:
                 safe_set_local_optimizer_state(parameter, self._shard(parameter, value), key)
             elif (mapping := cast(Any, parameter)._hp_mapping) is not None:

@@ -38,17 +38,31 @@ def start_state() -> dict[str, torch.Tensor]:
     return {name: torch.randn(p.shape, generator=generator) for name, p in Net().named_parameters()}
 
 
-def stage_plan(strategy: str, precision: str, trained: list[str], accumulation: int, ranks: int) -> StagePlan:
+LAYOUTS: dict[str, dict[str, str]] = {
+    "fp32": {},
+    "bf16": {},
+    "split16": {"master": "split16"},
+    "moments": {"state_dtype": "bf16"},
+}
+"""What is said of the optimizer, beside the precision of the same name; the last two are of bf16."""
+SHARDED = ("zero3", "zero1", "zero2")
+RUNS = [
+    *((layout, strategy) for layout in ("fp32", "bf16") for strategy in ("ddp", *SHARDED)),
+    ("split16", "ddp"), ("moments", "zero2"), ("moments", "zero3"),
+]  # fmt: skip
+
+
+def stage_plan(strategy: str, layout: str, trained: list[str], accumulation: int, ranks: int) -> StagePlan:
     settings = Stage.model_validate_json(
         json.dumps(
             {
                 "name": strategy,
                 "train": trained,
                 "steps": 9,
-                "precision": precision,
+                "precision": "fp32" if layout == "fp32" else "bf16",
                 "clip_grad_norm": 0.5,
                 "sharding": {"strategy": strategy},
-                "optimizer": {"kind": "adamw", "implementation": "torch"},
+                "optimizer": {"kind": "adamw", "implementation": "torch", **LAYOUTS[layout]},
             }
         )
     )
@@ -111,52 +125,49 @@ def main() -> None:
     state = start_state()
     report: dict[str, Any] = {}
     trained = ["body.weight", "body.bias", "head.weight", "unused.weight"]
-    for precision in ("fp32", "bf16"):
-        for strategy in ("ddp", "zero3", "zero1", "zero2"):
-            stage = stage_plan(strategy, precision, trained, 2, runtime.ranks)
-            engine = backends.build(parts(runtime, stage, state, {}))
-            begins = {name: value.clone().tolist() for name, value in engine.parameters()}
-            norms = train(runtime, engine, range(3), 2)
-            engine.save(folder / f"{precision}-{strategy}")
-            runtime.barrier()
-            train(runtime, engine, range(3, 5), 2)
-            ends = {name: value.clone().float().tolist() for name, value in engine.parameters()}
-            moments = [
-                (name, seen, {key: value.tolist() for key, value in tensors.items()})
-                for name, seen, tensors in engine.optimizer_state(("exp_avg", "exp_avg_sq"))
-            ]
-            description = engine.describe()
-            shards = [getattr(parameter, "ds_tensor", parameter) for parameter in engine.module.parameters()]
-            storages = [tensor.untyped_storage() for tensor in [*shards, *state_tensors(engine.optimizer)]]
-            engine.close()
-            left = sum(storage.nbytes() for storage in storages)
+    for layout, strategy in RUNS:
+        stage = stage_plan(strategy, layout, trained, 2, runtime.ranks)
+        engine = backends.build(parts(runtime, stage, state, {}))
+        begins = {name: value.clone().tolist() for name, value in engine.parameters()}
+        norms = train(runtime, engine, range(3), 2)
+        engine.save(folder / f"{layout}-{strategy}")
+        runtime.barrier()
+        train(runtime, engine, range(3, 5), 2)
+        ends = {name: value.clone().float().tolist() for name, value in engine.parameters()}
+        moments = [
+            (name, seen, {key: value.tolist() for key, value in tensors.items()})
+            for name, seen, tensors in engine.optimizer_state(("exp_avg", "exp_avg_sq"))
+        ]
+        train(runtime, engine, range(5, 7), 2)
+        straight = {name: value.clone().float().tolist() for name, value in engine.parameters()}
+        description = engine.describe()
+        shards = [getattr(parameter, "ds_tensor", parameter) for parameter in engine.module.parameters()]
+        storages = [tensor.untyped_storage() for tensor in [*shards, *state_tensors(engine.optimizer)]]
+        engine.close()
+        left = sum(storage.nbytes() for storage in storages)
 
-            again = backends.build(parts(runtime, stage, state, {}))
-            again.load(folder / f"{precision}-{strategy}")
-            train(runtime, again, range(3, 5), 2)
-            resumed = {name: value.clone().float().tolist() for name, value in again.parameters()}
-            again.close()
+        again = backends.build(parts(runtime, stage, state, {}))
+        again.load(folder / f"{layout}-{strategy}")
+        train(runtime, again, range(3, 5), 2)
+        resumed = {name: value.clone().float().tolist() for name, value in again.parameters()}
+        again.close()
 
-            # Carry: a new engine that starts from the weights and moments after step 5 must do what the old one would.
-            carried = {name: seen for name, seen, tensors in moments if tensors}
-            ended = {name: torch.tensor(value) for name, value in ends.items()}
-            heir = backends.build(parts(runtime, stage, ended, carried))
-            for name, seen, tensors in moments:
-                if tensors:
-                    heir.set_optimizer_state(name, seen, {key: torch.tensor(value) for key, value in tensors.items()})
-            train(runtime, heir, range(5, 7), 2)
-            continued = {name: value.clone().float().tolist() for name, value in heir.parameters()}
-            seen_after = {name: seen for name, seen, tensors in heir.optimizer_state(("exp_avg",))}
-            heir.close()
-            last = backends.build(parts(runtime, stage, state, {}))
-            train(runtime, last, range(7), 2)
-            straight = {name: value.clone().float().tolist() for name, value in last.parameters()}
-            last.close()
-            report[f"{precision}-{strategy}"] = {
-                "engine": description, "norms": norms, "begins": begins, "ends": ends, "resumed": resumed,
-                "moments": moments, "continued": continued, "straight": straight, "seen_after": seen_after,
-                "left": left,
-            }  # fmt: skip
+        # Carry: a new engine that starts from the weights and moments after step 5 must do what the old one would.
+        carried = {name: seen for name, seen, tensors in moments if tensors}
+        ended = {name: torch.tensor(value) for name, value in ends.items()}
+        heir = backends.build(parts(runtime, stage, ended, carried))
+        for name, seen, tensors in moments:
+            if tensors:
+                heir.set_optimizer_state(name, seen, {key: torch.tensor(value) for key, value in tensors.items()})
+        train(runtime, heir, range(5, 7), 2)
+        continued = {name: value.clone().float().tolist() for name, value in heir.parameters()}
+        seen_after = {name: seen for name, seen, tensors in heir.optimizer_state(("exp_avg",))}
+        heir.close()
+        report[f"{layout}-{strategy}"] = {
+            "engine": description, "norms": norms, "begins": begins, "ends": ends, "resumed": resumed,
+            "moments": moments, "continued": continued, "straight": straight, "seen_after": seen_after,
+            "left": left,
+        }  # fmt: skip
     if runtime.is_first:
         (folder / "report.json").write_text(json.dumps(report))
     runtime.barrier()

@@ -28,6 +28,8 @@ def write(folder: Path) -> Path:
         for index, strategy in enumerate(STRATEGIES)
     ]
     stages[0]["train"] = ["head", "layers[-1]"]
+    # The next one takes over moments from bf16, and the full values of weights whose module was in bf16.
+    stages[0] |= {"precision": "bf16", "optimizer": {"master": "split16", "state_dtype": "bf16"}}
     model = {"source": str(tiny_bert(folder / "bert")), "weights": "random"}  # with the dropout of its configuration
     return recipe(
         folder, stages, model=model, checkpoint={"every": "2st", "keep": 2},

@@ -14,6 +14,14 @@ STAGES: list[dict[str, Any]] = [
     {"name": "head", "train": ["head"], "steps": 2, "sharding": {"strategy": "zero2"}},
     {"name": "top", "train": ["layers[-1]"], "steps": 2, "sharding": {"strategy": "zero3"}},
     {"name": "last", "train": ["head"], "steps": 2, "sharding": {"strategy": "ddp"}},
+    {
+        "name": "split",
+        "train": ["head"],
+        "steps": 2,
+        "sharding": {"strategy": "ddp"},
+        "optimizer_state": "carry",
+        "optimizer": {"master": "split16"},
+    },
 ]
 
 

@@ -95,6 +95,24 @@ def test_where_all_was_tried_layers_and_texts_are_left(make_plan: MakePlan) -> N
     assert [way.partition(":")[0] for way in found] == ["train", "data.max_length"], told
 
 
+def test_masters_of_ddp_need_less_and_are_not_proposed_for_zero(make_plan: MakePlan) -> None:
+    ddp = {"sharding": {"strategy": "ddp"}, "precision": "bf16"}
+    plain, split, least = (
+        planned(make_plan, gpus(30), **ddp, optimizer={"kind": "adamw", **layout})
+        for layout in ({}, {"master": "split16"}, {"master": "split16", "state_dtype": "bf16"})
+    )
+    states = [
+        sum(getattr(stage.memory, f"{part}_bytes") for part in ("parameters", "gradients", "master", "optimizer"))
+        for stage in (plan.stages[1] for plan in (plain, split, least))
+    ]
+    assert [num_bytes / states[0] for num_bytes in states] == [1, 14 / 16, 10 / 16]
+    told = fit.shortage(split, facts(), count)
+    assert told is not None
+    ways = [line for line in told.splitlines() if "strategy: zero" in line]
+    assert ways
+    assert all("}, optimizer.master: none (" in way for way in ways)
+
+
 @pytest.mark.parametrize("gib", [24, 30, 40, 60, 200])
 def test_auto_takes_the_fastest_that_fits(make_plan: MakePlan, gib: float) -> None:
     """Against every other plan that the recipe leaves open, each asked for by itself."""

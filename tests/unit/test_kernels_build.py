@@ -52,6 +52,26 @@ def test_ranks_that_start_together_compile_once(calls: Path) -> None:
     assert sum("-shared" in call for call in calls.read_text().splitlines()) == 1
 
 
+def test_with_a_full_cache_the_first_step_starts_no_process_and_imports_nothing_slow() -> None:
+    """It hashes the sources once, and leaves out torch._dynamo, whose import takes longer than all the rest."""
+    build.library("cpu")
+    program = (
+        "import sys, subprocess, torch; from thawline_kernels import FusedAdamW, build\n"
+        "def refuse(*_, **__): raise AssertionError('a process was started')\n"
+        "subprocess.Popen.__init__ = refuse\n"
+        "keys, key = [], build._key; build._key = lambda target: keys.append(target) or key(target)\n"
+        "param = torch.zeros(64, requires_grad=True); param.grad = torch.ones(64)\n"
+        "FusedAdamW([param], backend='cpu').step(zero_grad=True)\n"
+        "assert keys == ['cpu'] and 'torch._dynamo' not in sys.modules, (keys, 'torch._dynamo' in sys.modules)"
+    )
+    paths = os.pathsep.join(path for path in sys.path if path)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.usefixtures("calls")
 def test_another_source_another_torch_or_another_architecture_is_another_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -30,6 +30,7 @@ def persistent(states: ModelStates) -> int:
 
 def test_states_of_the_optimizers() -> None:
     assert STATES == {"adamw": 2, "adam": 2, "sgd": 0, "momentum": 1}
+    assert optimizer_states("adamw", state_dtype="bf16") == 1, "two in bf16 are as one in fp32"
 
 
 def test_ddp_of_an_adamw_is_16_bytes_a_parameter_in_any_precision() -> None:
@@ -37,6 +38,13 @@ def test_ddp_of_an_adamw_is_16_bytes_a_parameter_in_any_precision() -> None:
         found = model_states([[600], [400]], [50], Sharding(0, 4, precision=precision), 2)
         assert (found.parameters, found.gradients, found.masters, found.optimizer) == (4 * 1050, 4000, 0, 8000)
         assert found.buckets == 4 * 600, "the largest gradient, on its way into its bucket"
+
+
+@pytest.mark.parametrize(("master", "states", "num_bytes"), [("split16", 2, 14), ("fp32", 2, 16), ("split16", 1, 10)])
+def test_masters_of_ddp_stand_beside_a_module_in_bf16(master: str, states: int, num_bytes: int) -> None:
+    found = model_states([[600], [400]], [50], Sharding(0, 4, precision="bf16", master=master), states)
+    assert persistent(found) + found.gradients == num_bytes * 1000 + 2 * 50
+    assert found.buckets == 2 * 600
 
 
 @pytest.mark.parametrize(("stage", "buckets"), [(1, 1), (2, 2), (3, 1)])

@@ -21,6 +21,8 @@ PLAIN: dict[str, Any] = {
     ],
 }
 IMAGES = {"task": {"kind": "image-classification"}, "data": {"source": "imagefolder", "files": "images"}}
+SPLIT = {"optimizer": {"kind": "adamw", "master": "split16"}}
+DDP, ZERO2, BF16 = {"sharding": {"strategy": "ddp"}}, {"sharding": {"strategy": "zero2"}}, {"precision": "bf16"}
 CAUSAL = {"task": {"kind": "causal-lm"}}
 
 CASES: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
@@ -41,6 +43,12 @@ CASES: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
     "offload_needs_zero": [
         ({"stages": {1: {"sharding": {"offload": "cpu"}}}}, "stages.full.sharding.offload",
          {"stages": {1: {"sharding": {"offload": "cpu", "strategy": "zero1"}}}}),
+    ],
+    "master_needs_bf16_under_ddp": [
+        ({"stages": {1: SPLIT | DDP}}, "stages.full.optimizer.master", {"stages": {1: SPLIT | DDP | BF16}}),
+        ({"stages": {0: SPLIT | BF16}}, "stages.head.optimizer.master", {"stages": {0: SPLIT | BF16 | DDP}}),
+        ({"stages": {1: SPLIT | BF16 | ZERO2}}, "stages.full.optimizer.master",
+         {"stages": {1: BF16 | ZERO2 | {"optimizer": {"kind": "adamw", "state_dtype": "bf16"}}}}),
     ],
     "first_stage_carries_nothing": [
         ({"stages": {0: {"optimizer_state": "carry"}}}, "stages.head.optimizer_state",
