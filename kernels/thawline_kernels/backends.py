@@ -5,6 +5,7 @@ Owns the choice behind ``backend="auto"``. Refuses to fall back where a compiled
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 from typing import Protocol
@@ -45,10 +46,20 @@ class TorchBackend:
 
 
 class CompiledBackend:
-    """The kernels of ``build.load``: one call for the whole batch."""
+    """The kernels of ``build.load``: one call for the whole batch.
+
+    Args:
+        isa: of "cpu": scalar, avx2 or avx512; empty takes the best that this CPU has.
+
+    Raises:
+        ValueError: this CPU has no ``isa``. It is asked before any operator is: theirs would be a C++ exception, which
+            has to find its way through torch.
+    """
 
     def __init__(self, target: str, isa: str = "") -> None:
-        build.load(target)
+        library = build.load(target)
+        if isa and not (target == "cpu" and ctypes.CDLL(str(library)).thawline_has(isa.encode())):
+            raise ValueError(f"the compiled {target} step: no {isa} here; leave isa empty to take the best there is")
         self.isa = isa
 
     def update(self, batch: Batch, k: reference.Scalars, *, zero_grad: bool) -> None:

@@ -52,7 +52,9 @@ RUNS = [
 ]  # fmt: skip
 
 
-def stage_plan(strategy: str, layout: str, trained: list[str], accumulation: int, ranks: int) -> StagePlan:
+def stage_plan(
+    strategy: str, layout: str, trained: list[str], accumulation: int, ranks: int, implementation: str = "torch"
+) -> StagePlan:
     settings = Stage.model_validate_json(
         json.dumps(
             {
@@ -62,7 +64,7 @@ def stage_plan(strategy: str, layout: str, trained: list[str], accumulation: int
                 "precision": "fp32" if layout == "fp32" else "bf16",
                 "clip_grad_norm": 0.5,
                 "sharding": {"strategy": strategy},
-                "optimizer": {"kind": "adamw", "implementation": "torch", **LAYOUTS[layout]},
+                "optimizer": {"kind": "adamw", "implementation": implementation, **LAYOUTS[layout]},
             }
         )
     )
@@ -127,6 +129,7 @@ def main() -> None:
     trained = ["body.weight", "body.bias", "head.weight", "unused.weight"]
     for layout, strategy in RUNS:
         stage = stage_plan(strategy, layout, trained, 2, runtime.ranks)
+        compiled = stage_plan(strategy, layout, trained, 2, runtime.ranks, "fused")
         engine = backends.build(parts(runtime, stage, state, {}))
         begins = {name: value.clone().tolist() for name, value in engine.parameters()}
         norms = train(runtime, engine, range(3), 2)
@@ -146,7 +149,8 @@ def main() -> None:
         engine.close()
         left = sum(storage.nbytes() for storage in storages)
 
-        again = backends.build(parts(runtime, stage, state, {}))
+        # From the same checkpoint, once with the step in torch and once with the one in C++.
+        again = backends.build(parts(runtime, compiled, state, {}))
         again.load(folder / f"{layout}-{strategy}")
         train(runtime, again, range(3, 5), 2)
         resumed = {name: value.clone().float().tolist() for name, value in again.parameters()}
@@ -155,7 +159,7 @@ def main() -> None:
         # Carry: a new engine that starts from the weights and moments after step 5 must do what the old one would.
         carried = {name: seen for name, seen, tensors in moments if tensors}
         ended = {name: torch.tensor(value) for name, value in ends.items()}
-        heir = backends.build(parts(runtime, stage, ended, carried))
+        heir = backends.build(parts(runtime, compiled, ended, carried))
         for name, seen, tensors in moments:
             if tensors:
                 heir.set_optimizer_state(name, seen, {key: torch.tensor(value) for key, value in tensors.items()})

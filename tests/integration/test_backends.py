@@ -53,6 +53,7 @@ def test_all_strategies_end_with_the_same_weights_in_fp32(report: dict[str, Any]
 
 @pytest.mark.parametrize("name", RUNS)
 def test_saved_and_loaded_engine_continues_to_the_same_bits(report: dict[str, Any], name: str) -> None:
+    """Those of the reference, with the step in C++."""
     assert difference(report[name]["ends"], report[name]["resumed"]) == 0.0
 
 

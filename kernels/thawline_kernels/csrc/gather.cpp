@@ -2,7 +2,8 @@
 //
 // Owns what makes a parameter ordinary: a plain dense fp32 or bf16 tensor whose gradient and state have its device, shape and
 // strides, and the device, dtypes and step counter of the group's first such. All others are named in `rest`, and batches.py
-// takes them, or refuses them with a message. Nothing is kept from step to step: DeepSpeed and FSDP swap tensors there.
+// takes them, or refuses them with a message. Nothing that counts is kept from step to step, because DeepSpeed and FSDP swap
+// tensors there; only addresses to prefetch are, which may be stale.
 //
 // Called through ctypes.PyDLL, which holds the GIL. Of Python only functions of its stable ABI are used, declared here, so
 // no Python header is needed to compile. torch_tensor_from_pyobject came with torch 2.14: weak, and absent before.
@@ -11,6 +12,9 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <sys/types.h>
+
+#include <array>
+#include <unordered_map>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #define WEAK __attribute__((weak))
@@ -98,17 +102,68 @@ struct View {
     }
 };
 
+// Where a parameter's objects were in the last step. Thousands of them do not fit the cache, and each is behind a pointer in
+// another: memory is waited for some thirty times in a row. Asking for all of them some parameters ahead overlaps the waits.
+// The addresses are only prefetched, which is harmless wherever they point.
+struct Trail {
+    static constexpr ssize_t AHEAD = 4;
+    static constexpr size_t MOST_TENSORS = 4;
+    struct Stop {
+        const char *object = nullptr, *impl = nullptr, *storage = nullptr;
+    };
+    std::array<Stop, MOST_TENSORS> tensors{};
+    const char *state = nullptr, *keys = nullptr, *autograd = nullptr;
+
+    // The words read here are the first of at::Tensor, c10::TensorImpl (its storage and autograd data) and PyDictObject (its
+    // keys); in another version of theirs they would be other words of the same objects, and the prefetch useless.
+    static const char* word(const void* of, size_t index) { return static_cast<const char* const*>(of)[index]; }
+    void note(size_t which, Object* object, const AtenTensorHandle handle) {
+        const char* const impl = word(handle, 0);
+        tensors[which] = {static_cast<const char*>(object), impl, word(impl, 2)};
+        if (which == 0) autograd = word(impl, 3);
+    }
+    void note(Object* dict) {
+        state = static_cast<const char*>(dict);
+        keys = word(dict, 4);
+    }
+    // GCC takes a function that does nothing but prefetch to be pure, and leaves its calls out: hence inlined.
+    __attribute__((always_inline)) static void lines(const char* from, int count) {
+        for (int line = 0; line < count; line++) __builtin_prefetch(from + 64 * line);
+    }
+    __attribute__((always_inline)) void prefetch() const {
+        for (const Stop& stop : tensors) {
+            lines(stop.object, 1);
+            lines(stop.impl, 4);
+            lines(stop.storage, 2);
+        }
+        lines(state, 1);
+        lines(keys, 3);
+        lines(autograd, 2);
+    }
+};
+
+// By the list of a group's parameters, in its order. Guarded by the GIL.
+std::vector<Trail>& trails_of(Object* params, ssize_t count) {
+    static std::unordered_map<Object*, std::vector<Trail>> trails;
+    if (trails.size() > 64 && !trails.contains(params)) trails.clear();
+    std::vector<Trail>& found = trails[params];
+    found.resize(count);
+    return found;
+}
+
 Object* optional(Object* state, Object* names, Name name) { return PyDict_GetItem(state, PyTuple_GetItem(names, name)); }
 
 // Adds a parameter; false if it is not ordinary.
-bool add(Gathered& to, Object* owner, Object* owned_grad, Object* state, Object* counter, Object* names, Object* types) {
+bool add(Gathered& to, Object* owner, Object* owned_grad, Object* state, Object* counter, Object* names, Object* types,
+         Trail& trail) {
     if (!state || optional(state, names, STEP) != counter) return false;
     const bool has_more = PyDict_Size(state) > 3;
     Object* const master = has_more ? optional(state, names, MASTER) : nullptr;
     Object* const low = has_more ? optional(state, names, LOW) : nullptr;
     Object* const maximum = has_more ? optional(state, names, PEAK) : nullptr;
     const View param(master ? master : owner, types), grad(owned_grad, types);
-    const View m(optional(state, names, EXP_AVG), types), v(optional(state, names, EXP_AVG_SQ), types);
+    Object *const exp_avg = optional(state, names, EXP_AVG), *const exp_avg_sq = optional(state, names, EXP_AVG_SQ);
+    const View m(exp_avg, types), v(exp_avg_sq, types);
     const View extra(master ? owner : low, types), peak(maximum, types);
     const bool is_known = (param.dtype == FP32 || param.dtype == BF16) && (grad.dtype == FP32 || grad.dtype == BF16) &&
                           (m.dtype == FP32 || m.dtype == BF16) && v.dtype == m.dtype &&
@@ -129,6 +184,11 @@ bool add(Gathered& to, Object* owner, Object* owned_grad, Object* state, Object*
     }
     to.streams.push_back({param.data, extra.data, grad.data, m.data, v.data, static_cast<float*>(peak.data), 0, 0});
     to.numels.push_back(param.numel);
+    trail.note(0, owner, master ? extra.handle : param.handle);
+    trail.note(1, owned_grad, grad.handle);
+    trail.note(2, exp_avg, m.handle);
+    trail.note(3, exp_avg_sq, v.handle);
+    trail.note(state);
     return true;
 }
 
@@ -147,7 +207,9 @@ EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* stat
     const bool takes_all = positions == none;
     const ssize_t count = PyList_Size(takes_all ? params : positions);
     for (std::vector<void*>* list : {&to->kept, &to->states}) list->reserve(count);
+    std::vector<Trail>& trails = trails_of(params, PyList_Size(params));
     for (ssize_t n = 0; n < count; n++) {
+        if (takes_all && n + Trail::AHEAD < count) trails[n + Trail::AHEAD].prefetch();
         const ssize_t i = takes_all ? n : PyLong_AsSsize_t(PyList_GetItem(positions, n));
         Object *const owner = PyList_GetItem(params, i), *key = nullptr, *state = nullptr;
         ssize_t next = *cursor;
@@ -157,7 +219,7 @@ EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* stat
         if (!grad) PyErr_Clear();
         if (grad != none) {
             if (!state) state = PyDict_GetItem(states, owner);
-            if (grad && add(*to, owner, grad, state, counter, names, types)) {
+            if (grad && add(*to, owner, grad, state, counter, names, types, trails[i])) {
                 to->positions.push_back(i);
                 to->kept.push_back(grad);
                 to->states.push_back(state);

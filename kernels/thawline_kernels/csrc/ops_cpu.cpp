@@ -12,15 +12,21 @@ namespace {
 
 constexpr int64_t CHUNK = 1 << 17;  // elements: enough for the hardware to prefetch, few enough to share out evenly
 
-const Kernels& kernels_for(const std::string& isa) {
+// The loops for an instruction set, for the best there is if none is named; null if this CPU has not got it.
+const Kernels* find_kernels(const std::string& isa) {
 #if defined(__x86_64__)
     static const bool has_avx512 = __builtin_cpu_supports("avx512f");
     static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (has_avx512 && (isa.empty() || isa == "avx512")) return avx512::kernels;
-    if (has_avx2 && (isa.empty() || isa == "avx2")) return avx2::kernels;
+    if (has_avx512 && (isa.empty() || isa == "avx512")) return &avx512::kernels;
+    if (has_avx2 && (isa.empty() || isa == "avx2")) return &avx2::kernels;
 #endif
-    STD_TORCH_CHECK(isa.empty() || isa == "scalar", "thawline: this CPU has no ", isa, "; leave isa empty to take the best it has");
-    return scalar::kernels;
+    return isa.empty() || isa == "scalar" ? &scalar::kernels : nullptr;
+}
+
+const Kernels& kernels_for(const std::string& isa) {
+    const Kernels* const found = find_kernels(isa);
+    STD_TORCH_CHECK(found, "thawline: this CPU has no ", isa, "; leave isa empty to take the best it has");
+    return *found;
 }
 
 // Hands out the chunks of all tensors, laid end to end, to whichever thread is free. Which thread takes a chunk, and where
@@ -109,6 +115,8 @@ void touch(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs)
 // What gather.cpp gathered, stepped and measured as by the operators. Called through ctypes.CDLL, without the GIL.
 // They return what went wrong, or null: an exception must not cross ctypes, and none is thrown here.
 #define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT int thawline_has(const char* isa) { return find_kernels(isa) != nullptr; }
 
 EXPORT const char* thawline_step(const Gathered* from, const Scalars* scalars, bool is_accurate, bool zero_grad) {
     step_all(from->layout, from->streams, from->numels, *scalars, {is_accurate, zero_grad}, "");
