@@ -31,7 +31,7 @@ class DiskPlan(BaseModel):
 def engine_bytes(groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sharding, states: int) -> int:
     """Of N elements of which T train, s bytes an element of the engine, k states of the optimizer:
 
-    - ddp: `backends.data_parallel` saves module and optimizer once, s N + 4 k T, and with masters, which are saved whole,
+    - ddp: `backends.data_parallel` saves module and optimizer once, s N + 4 k T; masters are saved whole,
       4 T.
     - ZeRO 1 and 2: the module once, s N, and each rank its part of masters and states, 4 (1 + k) T, padded.
     - ZeRO 3: each rank its part of masters and states, 4 (1 + k) T, and of frozen parameters, s a frozen element;

@@ -178,7 +178,7 @@ def link_bytes(sharding: Sharding, load: Load) -> tuple[float, float, float]:
     n bytes sends (R - 1)/R n from each rank, an all-reduce twice that (Patarasuk and Yuan, 2009; Rajbhandari et al.,
     "ZeRO", 2020, section 7).
 
-    - ddp: an all-reduce of fp32 gradients, once a step (``no_sync`` before).
+    - ddp: an all-reduce of gradients, 4 T or with masters s T, once a step (``no_sync`` before).
     - stage 1: gradients to their owners once a step, s T; the updated parameters to all, s T.
     - stage 2: gradients to their owners in every micro-batch, and the same gather in the step.
     - stage 3: in every micro-batch parameters gathered for the forward and for the backward, 2 s N, gradients to their

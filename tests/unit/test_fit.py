@@ -106,11 +106,11 @@ def test_masters_of_ddp_need_less_and_are_not_proposed_for_zero(make_plan: MakeP
         for stage in (plan.stages[1] for plan in (plain, split, least))
     ]
     assert [num_bytes / states[0] for num_bytes in states] == [1, 14 / 16, 10 / 16]
-    told = fit.shortage(split, facts(), count)
+    told = ways.shortage(split, facts(), count)
     assert told is not None
-    ways = [line for line in told.splitlines() if "strategy: zero" in line]
-    assert ways
-    assert all("}, optimizer.master: none (" in way for way in ways)
+    found = [line for line in told.splitlines() if "strategy: zero" in line]
+    assert found
+    assert all("}, optimizer.master: none (" in line for line in found)
 
 
 @pytest.mark.parametrize("gib", [24, 30, 40, 60, 200])
