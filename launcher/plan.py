@@ -19,6 +19,7 @@ from launcher.errors import EnvironmentProblem, Problem, RecipeError
 from launcher.memory_peak import MemoryPlan
 from launcher.parameters import Group, ModelFacts, groups
 from launcher.recipe import Recipe, Stage
+from launcher.recipe_types import interval_steps
 from launcher.step_time import StepTime
 
 LARGEST_AUTO_MICRO_SIZE = 32
@@ -97,7 +98,7 @@ class StagePlan(Planned):
 
     @property
     def master(self) -> str:
-        """How ddp keeps the full value of weights whose module is in bf16; ``none``: ddp's module is in fp32."""
+        """`recipe.AdamW.master`; ``none`` for other optimizers."""
         return getattr(self.settings.optimizer, "master", "none")
 
     @property
@@ -198,11 +199,12 @@ def _resolve_stage(index: int, stage: Stage, cluster: Cluster, model: ModelFacts
     trainable = sum(group.parameters for group in planned)
     every = stage.evaluate.every
     checkpoint_every = "1ep" if stage.checkpoint.every == "auto" else stage.checkpoint.every
+    strategy = "ddp" if stage.sharding.strategy == "auto" else stage.sharding.strategy  # `fit` may take another
     resolved = stage.model_copy(
         update={
             "precision": resolve_precision(stage, cluster),
             "batch": stage.batch.model_copy(update={"micro_size": batch.micro_size}),
-            "sharding": stage.sharding.model_copy(update={"strategy": resolve_strategy(stage)}),
+            "sharding": stage.sharding.model_copy(update={"strategy": strategy}),
             "gradient_checkpointing": stage.gradient_checkpointing is True,  # auto: `fit` turns it on where it must
             "checkpoint": stage.checkpoint.model_copy(update={"every": checkpoint_every}),
             "evaluate": stage.evaluate.model_copy(
@@ -279,17 +281,6 @@ def resolve_precision(stage: Stage, cluster: Cluster) -> str:
             f"precision bf16 in stage {stage.name}: this GPU ({cluster.gpu_kind}) has no bf16; use fp16 or auto"
         )
     return asked
-
-
-def resolve_strategy(stage: Stage) -> str:
-    """``auto`` is ddp; `fit` takes another where that exceeds the GPUs' memory."""
-    return "ddp" if stage.sharding.strategy == "auto" else stage.sharding.strategy
-
-
-def interval_steps(interval: str, steps_per_epoch: int) -> int:
-    """Optimizer steps in ``2ep`` or ``200st``."""
-    count, unit = int(interval[:-2]), interval[-2:]
-    return count * steps_per_epoch if unit == "ep" else count
 
 
 def plan_json(plan: RunPlan) -> dict[str, Any]:

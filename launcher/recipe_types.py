@@ -24,6 +24,12 @@ Interval = Annotated[str, Field(pattern=r"^[1-9][0-9]*(ep|st)$", examples=["1ep"
 """``1ep`` = every epoch, ``200st`` = every 200 optimizer steps."""
 
 
+def interval_steps(interval: str, steps_per_epoch: int) -> int:
+    """Optimizer steps in ``2ep`` or ``200st``."""
+    count, unit = int(interval[:-2]), interval[-2:]
+    return count * steps_per_epoch if unit == "ep" else count
+
+
 class Strict(BaseModel):
     """Frozen, no unknown keys, no silent conversion of types (an int is a float, nothing else)."""
 
