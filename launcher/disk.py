@@ -24,8 +24,9 @@ class DiskPlan(BaseModel):
     model_bytes: int
     """Of the whole model in fp32: a stage's end, the best evaluation, the export."""
     most_bytes: int
-    """While the stage runs: the model it started from, the checkpoints that are kept and the one being written, and
-    where an evaluation chooses, the best one's model."""
+    """At most, while the stage runs: the model it started from, the checkpoints that are kept, the one being written,
+    and where an evaluation chooses, the best one; then each may have been the best when it was written, and holds the
+    model too."""
 
 
 def engine_bytes(groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sharding, states: int) -> int:
@@ -63,5 +64,7 @@ def disk_plan(
     inside = engine_bytes(groups, frozen, sharding, states)
     if for_any_ranks:
         inside += model + FP32_BYTES * states * trained
-    best = inside + (0 if for_any_ranks else model) if chooses else 0
-    return DiskPlan(checkpoint_bytes=inside, model_bytes=model, most_bytes=model + (keep + 1) * inside + best)
+    each = inside + (model if chooses and not for_any_ranks else 0)
+    end = model + FP32_BYTES * states * trained  # a stage's end, with the state that the next carries on
+    most = model + keep * each + max(each, end) + (each if chooses else 0)
+    return DiskPlan(checkpoint_bytes=inside, model_bytes=model, most_bytes=most)

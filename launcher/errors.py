@@ -8,7 +8,8 @@
     ├── TrainingFailed       4    diverged, a hang, a frozen weight that moved
     │   └── OutOfMemory      4    with the stage; with micro_size: auto it goes on in smaller ones
     ├── StoppedEarly        75    stopped on request; `thawline resume` goes on
-    └── Interrupted        130    Ctrl-C
+    ├── Interrupted        130    Ctrl-C
+    └── FollowsFirst              a rank that ends for the first one's error, with its code
 
 A message has three parts: what is wrong with its value, where, and what to do. None of these shows a traceback to the
 user; any other exception is a bug of ours and does.
@@ -102,3 +103,11 @@ class Interrupted(ThawlineError):
     """Stopped by Ctrl-C after a checkpoint; the run can be resumed."""
 
     exit_code = 130
+
+
+class FollowsFirst(ThawlineError):
+    """The first rank could not begin, and this one ends with it."""
+
+    def __init__(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__("the first rank's error says why")

@@ -37,12 +37,12 @@ class GpuKind:
 
 
 def _kind(
-    name: str, words: str, gib: int, low: float, fp32: float, bandwidth: float, link: float, pcie: float,
+    name: str, words: str, gib: float, low: float, fp32: float, bandwidth: float, link: float, pcie: float,
     *, bf16: bool = True,
 ) -> GpuKind:  # fmt: skip
     """TFLOP/s and GB/s."""
     flops = {"fp16": low * TERA, "fp32": fp32 * TERA} | ({"bf16": low * TERA} if bf16 else {})
-    return GpuKind(name, tuple(words.split()), gib * GIB, flops, bandwidth * GIGA, link * GIGA, pcie * GIGA)
+    return GpuKind(name, tuple(words.split()), int(gib * GIB), flops, bandwidth * GIGA, link * GIGA, pcie * GIGA)
 
 
 KINDS = (
@@ -55,19 +55,20 @@ KINDS = (
     _kind("A100-PCIe", "a100 pcie", 80, 312, 19.5, 1935, 32, 32),
     _kind("A100-40GB", "a100 40gb", 40, 312, 19.5, 1555, 300, 32),
     _kind("A100", "a100", 80, 312, 19.5, 2039, 300, 32),
-    _kind("L40S", "l40s", 48, 362, 91.6, 864, 32, 32),
-    _kind("L4", "l4", 24, 121, 30.3, 300, 32, 32),
-    _kind("A40", "a40", 48, 150, 37.4, 696, 32, 32),
-    _kind("A10G", "a10g", 24, 70, 35, 600, 32, 32),
-    _kind("A10", "a10", 24, 125, 31.2, 600, 32, 32),
+    _kind("L40S", "l40s", 44.9, 362, 91.6, 864, 32, 32),
+    _kind("L4", "l4", 22.4, 121, 30.3, 300, 32, 32),
+    _kind("A40", "a40", 44.9, 150, 37.4, 696, 32, 32),
+    _kind("A10G", "a10g", 22.4, 70, 35, 600, 32, 32),
+    _kind("A10", "a10", 22.4, 125, 31.2, 600, 32, 32),
     _kind("RTX-4090", "rtx 4090", 24, 165, 82.6, 1008, 32, 32),
     _kind("RTX-3090", "rtx 3090", 24, 71, 35.6, 936, 32, 32),
     _kind("V100-16GB", "v100 16gb", 16, 125, 15.7, 900, 150, 16, bf16=False),
     _kind("V100", "v100", 32, 125, 15.7, 900, 150, 16, bf16=False),
-    _kind("T4", "t4", 16, 65, 8.1, 320, 16, 16, bf16=False),
+    _kind("T4", "t4", 15, 65, 8.1, 320, 16, 16, bf16=False),
 )
 """NVIDIA's data sheets of each product (SXM where nothing is said), with dense figures, half of those given with
-sparsity; of GeForce cards fp16 with fp32 accumulation. The first that matches holds."""
+sparsity; memory without what error correction takes of GDDR6; of GeForce cards fp16 with fp32 accumulation. The first
+that matches holds."""
 SUPPOSED = "A100"
 """What a GPU of unknown kind is taken to be."""
 

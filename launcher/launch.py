@@ -77,8 +77,10 @@ def train(claim: Claim, say: Callable[[str], None]) -> None:
         and (told := _with_less_memory(run_dir, result.rank))
     ):
         say(told)
+        # The recipe as it was: the user's own file may be another by now.
+        command = [sys.executable, "-m", "launcher.worker", str(run_dir.recipe), "--run-dir", str(run_dir.path)]
         result = run_ranks(command, claim.cluster.ranks_per_node, run_dir)
-    if result.exit_code == UserError.exit_code:
+    if result.exit_code in (UserError.exit_code, *STOPPED_CODES):
         session.withdraw(claim)
     _close_status(run_dir, result)
     result.raise_if_failed()
@@ -121,7 +123,7 @@ def run_ranks(
     """
     run_dir.create()
     result = _run_once(command, num_ranks, run_dir, env or {}, grace)
-    if result.is_port_taken:
+    if result.is_port_taken and not result.is_asked:
         result = _run_once(command, num_ranks, run_dir, env or {}, grace)
     return result
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import suppress
 from typing import Any
 
 from launcher.errors import Shortage
@@ -77,8 +78,7 @@ def after_out_of_memory(run_dir: RunDir, shortage: Shortage, rank: int, message:
     after = again.batch.micro_size if is_step else again.settings.evaluate.micro_size
     where = "micro size" if is_step else "evaluate.micro_size"
     told = f"stage {stage.name}: rank {rank} ran out of memory at {where} {shortage.size}; it goes on with {after}"
-    # What was predicted was for the other size.
-    again = again.model_copy(update={"memory": None, "fits": None, "time": None, "why": told})
+    again = _unpredicted(again, told)
     stages = [again if one is stage else one for one in plan.stages]
     write_atomic(run_dir.plan, plan.model_copy(update={"stages": stages}).model_dump_json(indent=1))
     append_event(
@@ -89,6 +89,29 @@ def after_out_of_memory(run_dir: RunDir, shortage: Shortage, rank: int, message:
         },
     )  # fmt: skip
     return told
+
+
+def shrunk_as_before(run_dir: RunDir, plan: RunPlan) -> RunPlan:
+    """A plan made anew, for other ranks say, with no micro size above those that a shortage of memory led to."""
+    stages = {stage.name: stage for stage in plan.stages}
+    for event in events(run_dir):
+        stage = stages.get(event.get("stage", ""))
+        if event["event"] != "out_of_memory" or stage is None:
+            continue
+        most, evaluated = event["next_micro_size"], stage.settings.evaluate.micro_size or 1
+        again = None
+        if event["during"] == "evaluation":
+            again = _evaluating(stage, most) if evaluated > most else None
+        elif stage.batch.micro_size > most and (sizes := [size for size in smaller(stage) if size <= most]):
+            again = resized(stage, sizes[0], plan.recipe.stages[stage.index])
+        if again is not None:
+            stages[stage.name] = _unpredicted(again, f"stage {stage.name} ran out of memory before in a larger size")
+    return plan.model_copy(update={"stages": [stages[stage.name] for stage in plan.stages]})
+
+
+def _unpredicted(stage: StagePlan, why: str) -> StagePlan:
+    """What was predicted was for another size."""
+    return stage.model_copy(update={"memory": None, "fits": None, "time": None, "why": why})
 
 
 def _planned_anew(stage: StagePlan, asked: Stage, shortage: Shortage) -> StagePlan | None:
@@ -104,10 +127,14 @@ def _planned_anew(stage: StagePlan, asked: Stage, shortage: Shortage) -> StagePl
 
 
 def events(run_dir: RunDir) -> list[dict[str, Any]]:
-    """What is written down, the oldest first."""
+    """What is written down, the oldest first; a line that a crash cut off is left out."""
     if not run_dir.events.is_file():
         return []
-    return [json.loads(line) for line in run_dir.events.read_text(encoding="utf-8").splitlines()]
+    found = []
+    for line in run_dir.events.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 def append_event(run_dir: RunDir, event: dict[str, Any]) -> None:

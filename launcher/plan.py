@@ -166,10 +166,13 @@ def _resolve_stage(index: int, stage: Stage, cluster: Cluster, model: ModelFacts
         )
         problems.append(Problem(f"stages.{stage.name}.evaluate.best", message))
     strategy = stage.sharding.strategy
-    if model.has_batch_norm and strategy not in ("auto", "ddp") and resolve_precision(stage, cluster) != "fp32":
+    master = getattr(stage.optimizer, "master", "none")
+    is_cast = strategy not in ("auto", "ddp") or master != "none"
+    if model.has_batch_norm and is_cast and resolve_precision(stage, cluster) != "fp32":
+        under = f"optimizer.master: {master}" if master != "none" else strategy
         message = (
-            f"{stage.precision}: under {strategy} a model with BatchNorm in it cannot be trained in low precision; "
-            "take fp32, or sharding.strategy: ddp"
+            f"{stage.precision}: under {under} a model with BatchNorm in it cannot be trained in low precision; "
+            "take fp32, or sharding.strategy: ddp without optimizer.master"
         )
         problems.append(Problem(f"stages.{stage.name}.precision", message))
     found: tuple[Group, ...] = ()
@@ -199,13 +202,13 @@ def _resolve_stage(index: int, stage: Stage, cluster: Cluster, model: ModelFacts
     trainable = sum(group.parameters for group in planned)
     every = stage.evaluate.every
     checkpoint_every = "1ep" if stage.checkpoint.every == "auto" else stage.checkpoint.every
-    strategy = "ddp" if stage.sharding.strategy == "auto" else stage.sharding.strategy  # `fit` may take another
+    strategy = "ddp" if stage.sharding.strategy == "auto" else stage.sharding.strategy  # `search` may take another
     resolved = stage.model_copy(
         update={
             "precision": resolve_precision(stage, cluster),
             "batch": stage.batch.model_copy(update={"micro_size": batch.micro_size}),
             "sharding": stage.sharding.model_copy(update={"strategy": strategy}),
-            "gradient_checkpointing": stage.gradient_checkpointing is True,  # auto: `fit` turns it on where it must
+            "gradient_checkpointing": stage.gradient_checkpointing is True,  # auto: `search` may turn it on
             "checkpoint": stage.checkpoint.model_copy(update={"every": checkpoint_every}),
             "evaluate": stage.evaluate.model_copy(
                 update={"micro_size": stage.evaluate.micro_size or 2 * batch.micro_size}

@@ -11,7 +11,7 @@ import traceback as traceback_module
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from launcher.errors import EnvironmentProblem, OutOfMemory, Shortage, ThawlineError, TrainingFailed
+from launcher.errors import EnvironmentProblem, FollowsFirst, OutOfMemory, Shortage, ThawlineError, TrainingFailed
 from launcher.run_dir import RunDir, write_atomic
 
 _ECHOES = (
@@ -73,7 +73,7 @@ def describe(rank: int, error: BaseException) -> RankError:
     lower = text.lower()
     kind, exit_code, is_echo = type(error).__name__, 1, False
     if isinstance(error, ThawlineError):
-        exit_code = error.exit_code
+        exit_code, is_echo = error.exit_code, isinstance(error, FollowsFirst)
     elif known := _known_failure(error, lower):
         kind, advice = known
         text, exit_code = f"{text.rstrip()}\n{advice}.", TrainingFailed.exit_code

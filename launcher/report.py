@@ -17,7 +17,7 @@ from launcher.errors import UserError
 from launcher.memory_record import MemoryRecord, read_all
 from launcher.plan import RunPlan, StagePlan
 from launcher.run_dir import RunDir, write_atomic
-from launcher.status import Status, duration, number, read_status
+from launcher.status import Status, duration, event_words, number, read_status
 
 WIDTH, HEIGHT, EDGE = 640, 180, 50
 """Pixels of a curve, and of the room for its numbers."""
@@ -102,11 +102,7 @@ def _page(run: RunDir, status: Status, plan: RunPlan, records: list[Record]) -> 
         _table(["stage", "what", "predicted", "measured", "error"], _compared(plan, read_all(run), records)),
     ]  # fmt: skip
     if events := micro_size.events(run):
-        told = [
-            [event["stage"], str(event["rank"]), f"{event['micro_size']} became {event['next_micro_size']}"]
-            for event in events
-        ]
-        body += ["<h2>Out of memory</h2>", _table(["stage", "rank", "micro size"], told)]
+        body += ["<h2>Events</h2>", _table([], [[event_words(event)] for event in events])]
     body += ["<h2>Curves</h2>", *_curves(plan, records)]
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     return "\n".join([head, *body, "</html>"]) + "\n"

@@ -67,6 +67,7 @@ def _settled(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -
     refused: dict[int, list[str]] = {}
     nearest, at_best = stage, first
     hopeless: set[int] = set()
+    smallest: dict[int, StagePlan] = {}  # of each way, which lacks least of it
     for candidate in _by_time(ways, asked, plan.cluster, facts, count):
         if candidate.way in hopeless:
             continue
@@ -76,15 +77,19 @@ def _settled(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -
             hopeless.add(candidate.way)
             smaller = micro_size.smaller(tried) if asked.batch.micro_size == "auto" else []
             tried = micro_size.resized(tried, smaller[-1], asked) if smaller else tried
-            told = f"{told}, without activations,"
-        else:
-            found = fit.verdict(tried, plan.cluster, facts, count)
-            if found.fits:
-                return _with(tried, replace(found, why=_why(candidate, found, refused)))
-        if found.missing < at_best.missing:
-            nearest, at_best = tried, found
+            refused.setdefault(candidate.way, []).append(f"{told}, without activations, {found.why}")
+            smallest[candidate.way] = tried
+            continue  # with the rest of this way
+        found = fit.verdict(tried, plan.cluster, facts, count)
+        if found.fits:
+            return _with(tried, replace(found, why=_why(candidate, found, refused)))
         refused.setdefault(candidate.way, []).append(f"{told} {found.why}")
-    at_best = fit.verdict(nearest, plan.cluster, facts, count)
+        before = smallest.setdefault(candidate.way, tried)
+        smallest[candidate.way] = min(before, tried, key=lambda one: one.batch.micro_size)
+    for tried in smallest.values():
+        found = fit.verdict(tried, plan.cluster, facts, count)
+        if found.fits is False and found.missing < at_best.missing:
+            nearest, at_best = tried, found
     return _with(nearest, replace(at_best, why=f"{at_best.why}, and all else that auto may take lacks more"))
 
 
@@ -92,14 +97,14 @@ def _open_ways(stage: StagePlan, asked: Stage, facts: ModelFacts, *, on_gpu: boo
     """What the recipe leaves open of sharding and checkpointing, the simpler first. On CPU ranks it is nothing."""
     now = (stage.settings.sharding.strategy, stage.settings.sharding.offload)
     is_open = on_gpu and asked.sharding.strategy == "auto"  # with offload it never is: see `rules`
-    rungs = [rung for rung in LADDER if rung[0] == "ddp" or not _refuses_zero(stage, facts)]
+    rungs = [rung for rung in LADDER if rung[0] == "ddp" or not refuses_zero(stage, facts)]
     again = (False, True) if on_gpu and asked.gradient_checkpointing == "auto" else (asked.gradient_checkpointing,)
     for rung in rungs if is_open else [now]:
         for checkpoints in again:
             yield fit.checkpointed(fit.sharded(stage, *rung), checkpoints is True)
 
 
-def _refuses_zero(stage: StagePlan, facts: ModelFacts) -> bool:
+def refuses_zero(stage: StagePlan, facts: ModelFacts) -> bool:
     """DeepSpeed's ZeRO cannot train a BatchNorm in low precision; see `backends.zero`."""
     return facts.has_batch_norm and stage.settings.precision != "fp32"
 

@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -83,9 +84,19 @@ def claim_run(
 
 
 def withdraw(claim: Claim) -> None:
-    """Leave no trace of a run that could not be planned: its ranks' logs say no more than their error did."""
-    if claim.is_folder_new and not RunDir(claim.path).plan.is_file():
-        shutil.rmtree(claim.path)
+    """Leave no trace of a run that was not planned: its ranks' logs say no more than their error did.
+
+    A folder that was there before, or that somebody has put anything else in, stays.
+    """
+    run = RunDir(claim.path)
+    ours = {path.name for path in (run.logs, run.checkpoints, run.stages, run.launcher_lock)}
+    if not claim.is_folder_new or not {path.name for path in run.path.iterdir()} <= ours:
+        return
+    # Out of the way at once: a network's file system keeps what is open, and this process has the lock open.
+    doomed = run.path.with_name(f".{run.path.name}.{os.getpid()}")
+    with suppress(OSError):
+        run.path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def reopen_run(run_dir: Path, ranks: int | None = None) -> Claim:

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher import rank_error
+from launcher.cluster import EXPECTED_RANKS
 from launcher.errors import EnvironmentProblem, Interrupted, StoppedEarly, ThawlineError, TrainingFailed, UserError
 from launcher.rank_error import RankError
 from launcher.run_dir import RunDir, write_atomic
@@ -74,7 +75,9 @@ def judge(run: RunDir, attempt: Path, srun_code: int, nodes: int | None = None) 
     errors = rank_error.read_all(run)
     real = [error for error in errors if error.exit_code not in STOPPED_CODES]
     if first := next((error for error in real if not error.secondary), None):
-        return _from_error(first, attempt)
+        # Of several ranks that ran out of memory one planned anew, not always the first of them.
+        is_passing = first.shortage is not None and any(error.goes_on for error in real)
+        return _from_error(first, attempt, is_passing=is_passing)
     last = last_stage()
     is_done = last is not None and any(run.stages.glob(f"[0-9]*-{last}/{run.proof(0, last).name}"))
     is_finished = is_done or (run.status.is_file() and read_status(run).state == "finished")
@@ -85,7 +88,8 @@ def judge(run: RunDir, attempt: Path, srun_code: int, nodes: int | None = None) 
     if real:
         return _silent_end(run, real, attempt, nodes or int(os.environ.get("THAWLINE_NODES", "1")))
     if errors:
-        return LaunchResult(errors[0].exit_code, errors[0].message)
+        said = min(errors, key=lambda error: error.secondary)
+        return LaunchResult(said.exit_code, said.message)
     if srun_code == 0 and is_finished:
         return LaunchResult(0)
     if srun_code == 0:
@@ -129,17 +133,18 @@ def newest_checkpoint(run: RunDir) -> str:
     return run.latest.read_text().strip() if run.latest.is_file() else ""
 
 
-def _from_error(error: RankError, attempt: Path) -> LaunchResult:
+def _from_error(error: RankError, attempt: Path, *, is_passing: bool) -> LaunchResult:
     is_bug = error.exit_code not in _OWN_CODES
     body = f"{error.traceback.rstrip()}\nThawline has no advice on this one." if is_bug else error.message
     message = f"rank {error.rank}: {body}\n{_logs(attempt)}"
-    return LaunchResult(1 if is_bug else error.exit_code, message, error.rank, is_passing=bool(error.goes_on))
+    return LaunchResult(1 if is_bug else error.exit_code, message, error.rank, is_passing=is_passing)
 
 
 def _silent_end(run: RunDir, echoes: list[RankError], attempt: Path, nodes: int) -> LaunchResult:
     """All that wrote something say that another rank was gone; with its launcher if its node was lost."""
     heard = {error.rank for error in echoes}
-    ranks = read_status(run).ranks if run.status.is_file() else max(heard) + 1
+    told = int(os.environ.get(EXPECTED_RANKS, "0"))  # the status may be that of an attempt on other nodes
+    ranks = told or (read_status(run).ranks if run.status.is_file() else max(heard) + 1)
     silent = [rank for rank in range(ranks) if rank not in heard]
     if not silent:
         return LaunchResult(TrainingFailed.exit_code, f"{echoes[0].message}; {_logs(attempt)}")

@@ -194,7 +194,7 @@ _OURS = (
 """Options that the script relies on, or that change what sbatch does with it."""
 _OURS_OF_SRUN = (
     "output", "error", "input", "nodes", "ntasks", "ntasks-per-node", "export", "kill-on-bad-exit", "wait", "label",
-    "multi-prog", "jobid",
+    "multi-prog", "jobid", "nodelist", "exclude", "relative", "distribution",
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """All nodes of a SLURM job, before its ranks: ``python -m launcher.slurm_preflight lead|node …``.
 
-The script of `slurm_script` calls ``lead`` on the first node, which starts ``node`` on each with srun and waits a
-minute at most. Owns how the facts of `preflight` travel: over SLURM's own connections, so that a node without the
+The script of `slurm_script` calls ``lead`` on the first node, which starts ``node`` on each with srun and waits two
+minutes at most. Owns how the facts of `preflight` travel: over SLURM's own connections, so that a node without the
 shared disk or without a way to the head can say so. Ends with 3, and every bad host named, rather than let ranks wait.
 """
 

@@ -81,6 +81,8 @@ class Follower:
         if now - self._asked < (min(ASK_EVERY_S[0], self._pause_s) if is_new else self._pause_s):
             return self._jobs
         found = [state for job in jobs_of(self.run) if (state := ask(job)) is not None]
+        if not found and any(not state.is_over for state in self._jobs):
+            found = self._jobs  # a busy controller did not answer: a job that was there is not gone for that
         is_same = found == self._jobs and not is_new
         self._pause_s = min(ASK_EVERY_S[1], 2 * self._pause_s) if is_same else ASK_EVERY_S[0]
         self._jobs, self._hint, self._asked = found, hint, time.monotonic()

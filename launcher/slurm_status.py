@@ -60,6 +60,9 @@ def follow(run: RunDir) -> Iterator[str]:
         is_begun = run.status.is_file() or not slurm_queue.jobs_of(run)
         status = read_status(run) if is_begun else None
         jobs = follower.look(status and status.state)
+        if status is None and not jobs:  # submitted, and the controller did not answer yet
+            time.sleep(FOLLOW_EVERY_S)
+            continue
         if (status, jobs) != shown:
             shown = status, jobs
             yield _together(run, jobs)

@@ -129,7 +129,7 @@ def _script(request: Request, stage: str, after: str) -> str:
     job = Job(
         name=recipe.name, recipe=request.recipe_path.absolute(), run_dir=request.run.path, python=Path(sys.executable),
         overrides=tuple(request.overrides), tasks=tuple(tasks), until=stage,
-        node_counts=_node_counts(recipe, options),
+        node_counts=_node_counts(request, tasks, options),
     )  # fmt: skip
     text = render(options, job)
     _refuse_broken_bash(text)
@@ -153,17 +153,19 @@ def _options(request: Request, stage: str) -> Slurm:
     return next((each.slurm for each in recipe.stages if each.name == stage), recipe.slurm)
 
 
-def _node_counts(recipe: Recipe, options: Slurm) -> tuple[int, ...]:
-    """How many nodes can share every stage's batch, the most first; none where the number is fixed.
+def _node_counts(request: Request, tasks: Sequence[tuple[str, ...]], options: Slurm) -> tuple[int, ...]:
+    """How many nodes can share every stage's batch, in every run, the most first; none where the number is fixed.
 
     Raises: UserError when the most or the fewest that are asked for cannot.
     """
     if options.fewest_nodes == options.nodes:
         return ()
+    runs = [recipe_io.load(request.recipe_path, [*request.overrides, *task]) for task in tasks]
+    stages = [stage for recipe in (request.recipe, *runs) for stage in recipe.stages]
     found, refused = [], {}
     for nodes in range(options.nodes, options.fewest_nodes - 1, -1):
         try:
-            for stage in recipe.stages:
+            for stage in stages:
                 resolve_batch(stage, nodes * options.ranks)
             found.append(nodes)
         except RecipeError as error:

@@ -62,6 +62,7 @@ def planned_for(run: RunDir, plan: RunPlan, cluster: Cluster) -> RunPlan:
     if found := fresh.data.differences(plan.data):
         raise UserError(f"the data is not what the first stage was planned for: {'; '.join(found)}; restore it")
     done = num_done(run, plan)
+    fresh = micro_size.shrunk_as_before(run, fresh)
     joined = fresh.model_copy(update={"stages": [*plan.stages[:done], *fresh.stages[done:]]})
     write_atomic(run.plan, joined.model_dump_json(indent=1))
     at = run.latest.read_text().strip() if run.latest.is_file() else ""

@@ -172,7 +172,7 @@ def render(status: Status, run_dir: RunDir, now: float | None = None, *, is_queu
     if status.metrics:
         rows.append(("metrics", ", ".join(f"{name} {number(value)}" for name, value in status.metrics.items())))
     rows += [("memory", f"{one.stage}: {found}") for one in read_all(run_dir) if (found := one.compared())]
-    rows += [("event", _event(one)) for one in micro_size.events(run_dir)]
+    rows += [("event", event_words(one)) for one in micro_size.events(run_dir)]
     if status.checkpoint:
         rows.append(("checkpoint", status.checkpoint))
     if status.message:
@@ -184,7 +184,8 @@ def render(status: Status, run_dir: RunDir, now: float | None = None, *, is_queu
     return "\n".join(f"{name:<12}{text}" for name, text in rows)
 
 
-def _event(event: Mapping[str, Any]) -> str:
+def event_words(event: Mapping[str, Any]) -> str:
+    """A line of ``events.jsonl``, for people."""
     if event["event"] == "other_ranks":
         return f"planned for {event['before']}, goes on with {event['after']} from {event['checkpoint'] or 'its start'}"
     size = "evaluate.micro_size" if event.get("during") == "evaluation" else "micro size"

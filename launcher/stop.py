@@ -10,8 +10,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from launcher.errors import Interrupted, StoppedEarly
 
 ATTEMPT = "THAWLINE_ATTEMPT"
 """Environment variable: the folder of this attempt of a SLURM job; a file ``stop`` in it is a request too."""
@@ -26,6 +30,10 @@ def last_stage() -> str | None:
     return os.environ.get(UNTIL) or None
 
 
+class _AtOnce(BaseException):
+    """Raised by the handler where nothing waits to be saved; no ``except Exception`` on the way keeps it."""
+
+
 @dataclass
 class StopRequest:
     """Whether somebody asked this rank, or by now all of them, to save and end."""
@@ -37,6 +45,7 @@ class StopRequest:
     file: Path | None = None
     """Requests a stop by being there."""
     _looked: float = -LOOK_EVERY_S
+    _is_at_once: bool = False
 
     def look(self) -> bool:
         """Whether a stop was requested by now, by a signal or by the file."""
@@ -46,6 +55,22 @@ class StopRequest:
             self.is_requested = self.file.exists()
         return self.is_requested
 
+    @contextmanager
+    def at_once(self, words: str) -> Iterator[None]:
+        """Let a signal end what is done here, instead of leaving it to the loop.
+
+        Raises: Interrupted or StoppedEarly with ``words``, also when the signal came before.
+        """
+        try:
+            self._is_at_once = True
+            if self.is_requested:
+                raise _AtOnce
+            yield
+        except _AtOnce:
+            raise (Interrupted if self.is_interrupt else StoppedEarly)(words) from None
+        finally:
+            self._is_at_once = False
+
     def listen(self) -> None:
         """Take SIGTERM and SIGUSR1 as a request to stop resumably, and SIGINT as Ctrl-C."""
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -54,3 +79,6 @@ class StopRequest:
     def _receive(self, number: int, frame: object) -> None:
         self.is_requested = True
         self.is_interrupt = self.is_interrupt or number == signal.SIGINT
+        if self._is_at_once:
+            self._is_at_once = False
+            raise _AtOnce

@@ -2,7 +2,7 @@
 
 The model is built on the meta device from its configuration, so no weights are downloaded; the data is read for its
 counts and labels. What either shows to be wrong is told with the line of the recipe that says otherwise, all at once.
-Called by the command line and, when a run was not started by it, by the first worker.
+Called by ``thawline plan`` and by the first rank of a new run.
 """
 
 from __future__ import annotations

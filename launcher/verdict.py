@@ -115,7 +115,7 @@ def _from_silence(end: Ended, num_ranks: int, run_dir: RunDir) -> LaunchResult:
         return LaunchResult(
             TrainingFailed.exit_code,
             f"{who} was killed by {number.name} ({-end.code}): {likely}.\n"
-            f"{_where(end.rank, run_dir)}\n`{run_dir.going_on()}` goes on from the newest checkpoint.",
+            f"{_where(end.rank, run_dir)}\n{_going_on(run_dir)}.",
             end.rank,
         )
     tail = _tail(run_dir.log(end.rank))
@@ -130,14 +130,18 @@ def _stopped(
     is_interrupt = asked is signal.SIGINT or (asked is None and any(end.code == Interrupted.exit_code for end in ended))
     code = (Interrupted if is_interrupt else StoppedEarly).exit_code
     killed = [str(end.rank) for end in ended if end.code == -signal.SIGKILL]
-    said = next((error.message for error in errors if error.exit_code in STOPPED_CODES), None)
-    message = said or (
-        f"{'interrupted' if is_interrupt else 'stopped on request'}; "
-        f"`{run_dir.going_on()}` goes on from the newest checkpoint"
-    )
+    words = (error.message for error in errors if error.exit_code in STOPPED_CODES and not error.secondary)
+    message = next(words, f"{'interrupted' if is_interrupt else 'stopped on request'}; {_going_on(run_dir)}")
     if killed:
         message += f" (rank {', '.join(killed)} did not stop by itself and was killed)"
     return LaunchResult(code, message)
+
+
+def _going_on(run_dir: RunDir) -> str:
+    """What to do next."""
+    if not run_dir.plan.is_file():
+        return "there is no plan yet: the same command begins anew"
+    return f"`{run_dir.going_on()}` goes on from the newest checkpoint"
 
 
 def _where(rank: int, run_dir: RunDir) -> str:

@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from launcher import (
     checkpoint,
@@ -23,7 +24,7 @@ from launcher import (
 )  # fmt: skip
 from launcher.checkpoint import Best, Position, Saved
 from launcher.distributed import Runtime
-from launcher.errors import EnvironmentProblem, UserError
+from launcher.errors import EnvironmentProblem, FollowsFirst, UserError
 from launcher.memory_told import memory_told
 from launcher.plan import RunPlan
 from launcher.run import Run
@@ -43,8 +44,9 @@ def join() -> Runtime:
 
 
 def opened_run_dir(
-    runtime: Runtime, recipe: Path, overrides: list[str], run_dir: Path | None, *, is_planned: bool = False
-) -> Path | None:
+    runtime: Runtime, recipe: Path, overrides: list[str], run_dir: Path | None, stop: StopRequest,
+    *, is_planned: bool = False,
+) -> Path | None:  # fmt: skip
     """The run directory, with a plan: its own, or one that the first rank writes now.
 
     ``is_planned``: the launcher has looked; there is one, and this machine is right for it.
@@ -55,21 +57,26 @@ def opened_run_dir(
     if is_planned:
         return run_dir
 
-    def open_run() -> Session | Exception:
+    failed: list[Exception] = []  # stays on the first rank: not every exception arrives whole
+
+    def open_run() -> Session | int:
         try:
-            return session.open_run(recipe, overrides, run_dir)
+            with stop.at_once("stopped before there was a plan; the same command begins anew"):
+                return session.open_run(recipe, overrides, run_dir)
         except Exception as error:
-            return error
+            failed.append(error)
+            return getattr(error, "exit_code", 1)
 
     opened = runtime.made_by_first(open_run)
-    if isinstance(opened, Exception):
-        raise opened
+    if isinstance(opened, int):
+        raise failed[0] if failed else FollowsFirst(opened)
     return None if opened.standing == "finished" else opened.path
 
 
 def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
     """Train all stages that are not finished, and export the model."""
-    plan = RunPlan.model_validate_json(run_dir.plan.read_text())
+    # The first rank's: it may have been written anew a moment ago, and not every node's disk shows it yet.
+    plan = RunPlan.model_validate_json(runtime.broadcast(run_dir.plan.read_text() if runtime.is_first else ""))
     if plan.cluster.ranks != runtime.ranks:
         raise UserError(
             f"{run_dir.plan} was planned for {plan.cluster.ranks} ranks, and {runtime.ranks} were started; "
@@ -81,7 +88,8 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
             "check the driver and that torch is a CUDA build, or hide the GPUs with CUDA_VISIBLE_DEVICES= and plan anew"
         )
     recipe, recipe_dir = plan.recipe, Path(plan.recipe_dir)
-    if any(runtime.gather(hub_access.is_lost(recipe))):  # all ranks or none, or they might read other versions
+    # All ranks or none, or they might read other versions.
+    if any(runtime.gather(hub_access.is_offline() or hub_access.is_lost(recipe))):
         hub_access.go_offline()
     splits = data.load(recipe.data, recipe.task, recipe_dir)
     if found := splits.facts().differences(plan.data):
@@ -115,10 +123,15 @@ def first_checkpoint(run: Run) -> Saved:
     recipe = plan.recipe
     position = Position(stage_index=0, stage=first_stage.name, step=0, is_stage_end=False, ranks=run.runtime.ranks)
 
+    made: list[nn.Module] = []
+    # Apart from the writing, since its weights may take long to come.
+    run.runtime.made_by_first(
+        lambda: made.append(models.materialise(recipe.model, recipe.task, plan.labels, recipe.seed, run.recipe_dir))
+    )
+
     def write_parts(folder: Path) -> None:
-        if run.runtime.is_first:
-            module = models.materialise(recipe.model, recipe.task, plan.labels, recipe.seed, run.recipe_dir)
-            write_weights(named_state(module), folder / "model")
+        if made:
+            write_weights(named_state(made.pop()), folder / "model")
 
     return checkpoint.write(run.run_dir, run.runtime, position, write_parts)
 

@@ -15,7 +15,7 @@ from launcher.fit import Count
 from launcher.parameters import ModelFacts, groups
 from launcher.plan import GroupPlan, RunPlan, StagePlan
 from launcher.recipe import ImageClassification
-from launcher.search import LADDER
+from launcher.search import LADDER, refuses_zero
 
 MOST_WAYS = 3
 SHORTEST = 64
@@ -41,8 +41,9 @@ def shortage(plan: RunPlan, facts: ModelFacts, count: Count) -> str | None:
         if stage.fits is False and plan.cluster.gpus_per_node:
             ways = list(_ways(plan, stage, facts, count))
             lines.append(f"stage {stage.name}: {stage.why}")
-            last = fit.verdict(fit.sharded(stage, *LADDER[-1]), plan.cluster, facts, count).why
-            nothing = f"  nothing that was tried would fit; {fit.named(*LADDER[-1])} {last}"
+            rung = LADDER[0] if refuses_zero(stage, facts) else LADDER[-1]
+            last = fit.verdict(fit.sharded(stage, *rung), plan.cluster, facts, count).why
+            nothing = f"  nothing that was tried would fit; {fit.named(*rung)} {last}"
             lines += [f"  would fit: {way}" for way in ways] or [nothing]
     return "\n".join(lines) or None
 
@@ -72,7 +73,7 @@ def _other_strategies(plan: RunPlan, stage: StagePlan, facts: ModelFacts) -> Ite
     now = (stage.settings.sharding.strategy, stage.settings.sharding.offload)
     after = LADDER[LADDER.index(now) + 1 :] if now in LADDER else (("zero3", "cpu"),)
     besides = ", optimizer.master: none" if stage.master != "none" else ""
-    for strategy, offload in after:
+    for strategy, offload in () if refuses_zero(stage, facts) else after:
         changed = fit.sharded(stage, strategy, offload)
         yield Way(f"sharding: {{strategy: {strategy}, offload: {offload}}}{besides}", changed, plan.cluster)
 

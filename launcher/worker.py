@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         runtime = walk.join()
         is_planned = orphans.launcher_pid() is not None and not arguments.unplanned
         run_dir = walk.opened_run_dir(
-            runtime, arguments.recipe, arguments.overrides, arguments.run_dir, is_planned=is_planned
+            runtime, arguments.recipe, arguments.overrides, arguments.run_dir, stop, is_planned=is_planned
         )
         if run_dir is not None:
             walk.walk(runtime, RunDir(run_dir), stop)

@@ -2,7 +2,7 @@
 took more time than the step.
 
 Owns the calls into csrc/gather.cpp: it reads ``p.grad`` and the state anew in every step, so nothing can be stale. It
-takes ordinary CPU tensors; what it leaves goes to `batches.gather`, which knows DTensors, other strides and refusals.
+takes ordinary tensors; what it leaves goes to `batches.gather`, which knows DTensors, other strides and refusals.
 Where torch is older than 2.14, which cannot give a tensor's memory to C, it takes nothing.
 """
 

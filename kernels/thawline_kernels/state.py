@@ -88,7 +88,9 @@ def saved(state: State, param: Tensor) -> State:
     """
     out = {key: value.clone() if key == "step" else value for key, value in state.items() if key != "low"}
     if "low" in state:
-        out["master"] = full_value(state, param)
+        master = full_value(state, param)
+        # Joined values of all parameters would be 4 bytes an element more on a GPU than any step needs.
+        out["master"] = master.cpu() if local(master) is master else master
     return out
 
 

@@ -68,10 +68,9 @@ def build(parts: Parts) -> Engine:
     module = parts.load_module(None)
     if is_cast:
         refuse_mixed_norms(module, parts.stage)
-        module.to(runtime.device)  # before the optimizer keeps anything beside it
     optimizer = parts.make_optimizer(module)
     if is_cast:
-        cast_to_bf16(module, cast(KeepsMasters, optimizer))
+        cast_to_bf16(module, cast(KeepsMasters, optimizer), runtime.device)
     with warnings.catch_warnings():
         # torch renamed the argument in 2.14; Accelerate still passes the old name.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -84,13 +83,17 @@ def build(parts: Parts) -> Engine:
     return DataParallelEngine(accelerator, wrapped, module, optimizer, parts)
 
 
-def cast_to_bf16(module: nn.Module, optimizer: KeepsMasters) -> None:
-    """Turn the parameters into bf16, one after the other; the optimizer keeps what those that train lose by it."""
+def cast_to_bf16(module: nn.Module, optimizer: KeepsMasters, device: torch.device) -> None:
+    """Move the module to the device, its parameters in bf16; the optimizer keeps what those that train lose by it.
+
+    One after the other: the device never holds the whole module in fp32.
+    """
     for parameter in module.parameters():
-        value = parameter.data
+        value = parameter.data.to(device)
         parameter.data = value.bfloat16()
         if parameter.requires_grad:
             optimizer.set_full_value(parameter, value)
+    module.to(device)  # the buffers
 
 
 class DataParallelEngine(Engine):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from running import recipe
 
 from launcher.run_dir import RunDir
 from launcher.status import Status, write_status
@@ -91,6 +92,21 @@ def test_users_mistakes_show_no_traceback(tmp_path: Path) -> None:
         assert "Traceback" not in ended.stderr, arguments
     assert "bad.yaml:3: learning_rate" in thawline("plan", "bad.yaml", cwd=tmp_path).stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_mistake_that_the_first_rank_finds_is_told_once(tmp_path: Path) -> None:
+    """It looks at the data, with the ranks there already: its words come whole, and no folder is left."""
+    (tmp_path / "rows.csv").write_text("text,label\na,b\nc,d\n")
+    file = recipe(tmp_path, [{"name": "head", "train": ["haed"], "steps": 1}],
+                  data={"source": "csv", "files": "rows.csv", "columns": {"text": "txet"}})  # fmt: skip
+    ended = thawline("run", str(file), "--ranks", "2", cwd=tmp_path)
+    assert ended.returncode == 2
+    lines = ended.stderr.splitlines()
+    assert lines[0].startswith(f"thawline: {file}:"), ended.stderr
+    assert "data.columns.text: no column 'txet' in" in lines[0]
+    assert len([line for line in lines if "data.columns.text" in line]) == 1
+    assert "Traceback" not in ended.stderr
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_status(tmp_path: Path) -> None:

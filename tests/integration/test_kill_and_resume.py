@@ -41,7 +41,7 @@ def train_steps(run: Path) -> list[tuple[str, int]]:
     return [(line["stage"], line["step"]) for line in metrics(run) if line["split"] == "train"]
 
 
-def wait_for_step(run: Path, process: Any, count: int, timeout_s: float = 120) -> None:
+def wait_for_step(run: Path, process: Any, count: int, timeout_s: float = 300) -> None:
     """Until ``count`` training steps stand in the metrics, or the run has ended."""
     deadline = time.monotonic() + timeout_s
     while len(train_steps(run)) < count and process.poll() is None:

@@ -20,7 +20,7 @@ if __name__ == "__main__":
     runtime = walk.join()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # as ranks of `thawline run` take it: bits depend on it
     for recipe, overrides, run_dir in json.loads(sys.argv[1]):
-        opened = walk.opened_run_dir(runtime, Path(recipe), overrides, Path(run_dir))
+        opened = walk.opened_run_dir(runtime, Path(recipe), overrides, Path(run_dir), StopRequest())
         assert opened is not None, "each run is new"
         walk.walk(runtime, RunDir(opened), StopRequest())
     runtime.close()

@@ -207,6 +207,10 @@ def test_auto_keeps_batch_norm_in_low_precision_from_zero(make_plan: MakePlan) -
         plan = make_plan(cluster=gpus(40), precision=precision)
         taken = search.with_memory(plan, norms, count).stages[1].settings.sharding
         assert taken.strategy in strategies
+    plan = search.with_memory(make_plan(cluster=gpus(20), precision="bf16"), norms, count)
+    told = ways.shortage(plan, norms, count)
+    assert told is not None
+    assert "zero" not in told, "nor is it proposed"
 
 
 def test_on_the_cpu_auto_stays_ddp_and_nothing_is_refused(make_plan: MakePlan) -> None:

@@ -20,6 +20,7 @@ from launcher import (
     run_logs,
     slurm_array,
     slurm_attempt,
+    slurm_queue,
     slurm_status,
     slurm_submit,
     ssh_nodes,
@@ -27,6 +28,7 @@ from launcher import (
 )
 from launcher.errors import UserError
 from launcher.run_dir import RunDir
+from launcher.slurm_queue import QueueState
 from launcher.slurm_submit import Request
 from launcher.status import Status, write_status
 
@@ -92,6 +94,20 @@ def test_an_arrays_script_has_a_case_for_each_task(tmp_path: Path) -> None:
     assert "  1) overrides+=(--set seed=2) ;;\n" in script
     with pytest.raises(UserError, match="do not go together"):
         slurm_submit.scripts(Request(recipe(tmp_path), (), tmp_path / "run", flags, split_stages=True))
+
+
+def test_a_controller_that_does_not_answer_ends_no_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def job(state: str) -> QueueState:
+        return QueueState(job="7", state=state, reason="None", nodes="", attempt=0, exit_code=0)
+
+    answers = iter([None, job("PENDING"), None, job("COMPLETED")])
+    monkeypatch.setattr(slurm_queue, "ask", lambda number: next(answers))
+    monkeypatch.setattr(slurm_queue, "jobs_of", lambda run: ["7"])
+    monkeypatch.setattr(slurm_queue, "ASK_EVERY_S", (0.0, 0.0))
+    monkeypatch.setattr(slurm_status, "FOLLOW_EVERY_S", 0.0)
+    run = RunDir(tmp_path / "run")
+    run.create()
+    assert list(slurm_status.follow(run)) == [str(job("PENDING")), str(job("COMPLETED"))]
 
 
 def test_the_status_of_an_array_is_that_of_its_tasks(tmp_path: Path) -> None:

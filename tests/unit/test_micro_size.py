@@ -40,6 +40,22 @@ def test_each_time_the_next_smaller_until_there_is_none(make_plan: MakePlan, tmp
     assert told[0] == "stage full: rank 3 ran out of memory at micro size 12; it goes on with 6"
 
 
+def test_a_plan_made_anew_remembers_what_was_too_large(make_plan: MakePlan, tmp_path: Path) -> None:
+    """For other ranks, say; a line that a crash cut off is passed over."""
+    plan = make_plan(batch={"global_size": 12})
+    run = written(plan, tmp_path)
+    assert micro_size.shrunk_as_before(run, plan) == plan
+    for during, size in (("step", 12), ("step", 6), ("evaluation", 8)):
+        assert micro_size.after_out_of_memory(run, Shortage("full", during, size), 0, "no memory")
+    micro_size.append_event(run, {"event": "other_ranks", "before": "2", "after": "1", "checkpoint": ""})
+    with run.events.open("a") as file:
+        file.write('{"event": "out_of')
+    head, full = micro_size.shrunk_as_before(run, plan).stages
+    assert head == plan.stages[0]
+    assert (full.batch.micro_size, full.batch.accumulation, full.settings.evaluate.micro_size) == (4, 3, 4)
+    assert full.memory is None
+
+
 def test_a_number_stays(make_plan: MakePlan, tmp_path: Path) -> None:
     run = written(make_plan(batch={"global_size": 12, "micro_size": 6}), tmp_path)
     before = run.plan.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -129,9 +130,18 @@ def test_a_claim_is_for_the_first_rank_to_plan(workplace: list[Cluster]) -> None
     )  # fmt: skip
     session.withdraw(claimed)
     assert not claimed.path.exists()
+    assert list(claimed.path.parent.iterdir()) == []
     claimed.path.mkdir()
     session.withdraw(claim())
     assert claimed.path.is_dir()
+    shutil.rmtree(claimed.path)
+    held = claim()
+    run = RunDir(held.path)
+    run.command.parent.mkdir(exist_ok=True)
+    run.command.write_text("thawline submit recipe.yaml")  # a job's, queued meanwhile
+    session.withdraw(held)
+    assert run.command.is_file()
+    shutil.rmtree(claimed.path)
     session.withdraw(replace(claim(), is_folder_new=bool(open_run().plan)))
     assert RunDir(claimed.path).plan.is_file()
 

@@ -251,14 +251,11 @@ def test_a_best_without_validation_is_refused_at_its_line(tmp_path: Path) -> Non
     with pytest.raises(RecipeError) as raised:
         survey.prepare(recipe, tmp_path, machine, origins)
     [problem] = raised.value.problems
-    recipe, origins = recipe_io.load_with_origins(
-        tmp_path / "recipe.yaml",
-        ["stages.one.sharding.strategy=zero1", "precision=bf16", "stages.two.evaluate.best=null"],
-    )
-    with pytest.raises(
-        RecipeError, match="under zero1 a model with BatchNorm in it cannot be trained in low precision"
-    ):
-        survey.prepare(recipe, tmp_path, machine, origins)
+    low = ["precision=bf16", "stages.two.evaluate.best=null", "stages.one.sharding.strategy=ddp"]
+    for key, value in (("sharding.strategy", "zero1"), ("optimizer.master", "split16")):
+        recipe, origins = recipe_io.load_with_origins(tmp_path / "recipe.yaml", [*low, f"stages.one.{key}={value}"])
+        with pytest.raises(RecipeError, match=f"under .*{value} a model with BatchNorm in it cannot be trained in low"):
+            survey.prepare(recipe, tmp_path, machine, origins)
     assert (problem.path, problem.line) == ("stages.two.evaluate.best", line_of(tmp_path, "best:"))
     assert "'accuracy' chooses by the validation split, and there is none; set data.split.validation" in problem.message
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from launcher import rank_error
-from launcher.errors import Interrupted, StoppedEarly, TrainingFailed, UserError
+from launcher.errors import FollowsFirst, Interrupted, StoppedEarly, TrainingFailed, UserError
 from launcher.rank_error import RankError
 from launcher.run_dir import RunDir
 from launcher.verdict import Ended, RankCrashed, judge
@@ -70,16 +70,21 @@ def test_other_signals(number: signal.Signals, advice: str) -> None:
         judge([Ended(0, -number, 1.0)], [], None, RUN).raise_if_failed()
 
 
-def test_stops() -> None:
+def test_stops(tmp_path: Path) -> None:
+    planned = RunDir(tmp_path)
+    planned.plan.touch()
     stopped = [Ended(0, 75, 1.0), Ended(1, -TERM, 1.0, frozenset({TERM}))]
-    with pytest.raises(StoppedEarly, match="thawline resume runs/x"):
+    with pytest.raises(StoppedEarly, match=f"thawline resume {tmp_path}` goes on"):
+        judge(stopped, [], TERM, planned).raise_if_failed()
+    with pytest.raises(StoppedEarly, match="no plan yet: the same command begins anew"):
         judge(stopped, [], TERM, RUN).raise_if_failed()
     with pytest.raises(Interrupted):
         judge([Ended(0, 75, 1.0)], [], signal.SIGINT, RUN).raise_if_failed()
     with pytest.raises(Interrupted):  # Ctrl-C reached a rank, not the launcher
         judge([Ended(0, 130, 1.0)], [], None, RUN).raise_if_failed()
     own_words = error(0, 1, 75).model_copy(update={"message": "saved as 00-head-step-00000003"})
-    assert judge([Ended(0, 75, 1.0)], [own_words], TERM, RUN).message == "saved as 00-head-step-00000003"
+    follower = rank_error.describe(1, FollowsFirst(75)).model_copy(update={"time": 0.5})
+    assert judge([Ended(0, 75, 1.0)], [follower, own_words], TERM, RUN).message == "saved as 00-head-step-00000003"
 
 
 def test_an_error_while_stopping_is_an_error() -> None:
