@@ -165,15 +165,12 @@ def _resolve_stage(index: int, stage: Stage, cluster: Cluster, model: ModelFacts
             f"{stage.evaluate.best!r} chooses by the validation split, and there is none; set data.split.validation"
         )
         problems.append(Problem(f"stages.{stage.name}.evaluate.best", message))
-    strategy = stage.sharding.strategy
-    master = getattr(stage.optimizer, "master", "none")
+    strategy, master = stage.sharding.strategy, getattr(stage.optimizer, "master", "none")
     is_cast = strategy not in ("auto", "ddp") or master != "none"
     if model.has_batch_norm and is_cast and resolve_precision(stage, cluster) != "fp32":
         under = f"optimizer.master: {master}" if master != "none" else strategy
-        message = (
-            f"{stage.precision}: under {under} a model with BatchNorm in it cannot be trained in low precision; "
-            "take fp32, or sharding.strategy: ddp without optimizer.master"
-        )
+        message = f"{stage.precision}: under {under} a model with BatchNorm in it cannot be trained in low precision; "
+        message += "take fp32, or sharding.strategy: ddp without optimizer.master"
         problems.append(Problem(f"stages.{stage.name}.precision", message))
     found: tuple[Group, ...] = ()
     batch = BatchPlan(global_size=1, micro_size=1, accumulation=1, ranks=1)

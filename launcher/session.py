@@ -78,6 +78,7 @@ def claim_run(
     run_lock.take(run)
     if _holds(run, recipe):  # a process that came first has planned it meanwhile
         return _claimed(run, ranks)
+    hub_access.stay_offline_if_unreachable(recipe)  # said here, where the user sees it, and so for all ranks
     changes = (part for change in overrides for part in ("--set", change))
     arguments = (str(recipe_path), "--run-dir", str(run.path), "--unplanned", *changes)
     return Claim(run.path, cluster, "new", arguments, is_folder_new)
