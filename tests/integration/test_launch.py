@@ -224,6 +224,7 @@ def test_what_a_rank_started_ends_with_it(launch: Launch) -> None:
 def test_signals_are_passed_on(launch: Launch, sent: signal.Signals, code: int) -> None:
     launched = launch(STOPPABLE)
     launched.pids()
+    (launched.run / "plan.json").touch()
     launched.process.send_signal(sent)
     exit_code, _, err = launched.end()
     assert exit_code == code
