@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -60,16 +60,16 @@ def measure(ranks: int) -> dict[str, float]:
     return taken
 
 
-Timed = Callable[[str], "contextmanager[None]"]
+Timed = Callable[[str], AbstractContextManager[None]]
 
 
 def _plan(ranks: int, folder: Path, timed: Timed) -> None:
-    from launcher import assumed, cluster, recipe_io, survey
+    from launcher import cluster, hub_access, recipe_io, survey
 
     nodes, gpus = max(1, ranks // RANKS_PER_NODE), min(ranks, RANKS_PER_NODE)
     size = f"batch.global_size={ROWS_OF_RANK * ranks}"
     recipe, origins = recipe_io.load_with_origins(ROOT / "recipes" / "llama8b_zero3.yaml", [size])
-    assumed.stay_offline_without_hub(recipe)
+    hub_access.stay_offline_if_unreachable(recipe)
     machines = cluster.described(nodes, gpus, "80GiB", "1TiB")
     with timed("plan_s"), survey.foresee(recipe, ROOT / "recipes", machines, origins) as seen:
         assert all(stage.batch.ranks == ranks for stage in seen.plan.stages)
