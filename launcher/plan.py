@@ -8,6 +8,7 @@ Called by `survey`, read by the launcher, the workers and ``thawline plan``. Not
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -41,6 +42,14 @@ class GroupPlan(Planned):
     parameters: int
     """Elements."""
     names: list[str]
+
+    @classmethod
+    def of(cls, group: Group) -> GroupPlan:
+        """As `parameters.groups` found it."""
+        return cls(
+            pattern=group.pattern, learning_rate=group.learning_rate, weight_decay=group.weight_decay,
+            parameters=group.num_elements, names=list(group.names),
+        )  # fmt: skip
 
 
 class BatchPlan(Planned):
@@ -159,19 +168,7 @@ def resolve(
 
 
 def _resolve_stage(index: int, stage: Stage, cluster: Cluster, model: ModelFacts, data: DataFacts) -> StagePlan:
-    problems: list[Problem] = []
-    if stage.evaluate.best is not None and not data.validation_rows:
-        message = (
-            f"{stage.evaluate.best!r} chooses by the validation split, and there is none; set data.split.validation"
-        )
-        problems.append(Problem(f"stages.{stage.name}.evaluate.best", message))
-    strategy, master = stage.sharding.strategy, getattr(stage.optimizer, "master", "none")
-    is_cast = strategy not in ("auto", "ddp") or master != "none"
-    if model.has_batch_norm and is_cast and resolve_precision(stage, cluster) != "fp32":
-        under = f"optimizer.master: {master}" if master != "none" else strategy
-        message = f"{stage.precision}: under {under} a model with BatchNorm in it cannot be trained in low precision; "
-        message += "take fp32, or sharding.strategy: ddp without optimizer.master"
-        problems.append(Problem(f"stages.{stage.name}.precision", message))
+    problems = list(_refusals(stage, cluster, model, data))
     found: tuple[Group, ...] = ()
     batch = BatchPlan(global_size=1, micro_size=1, accumulation=1, ranks=1)
     try:
@@ -184,20 +181,11 @@ def _resolve_stage(index: int, stage: Stage, cluster: Cluster, model: ModelFacts
         problems += error.problems
     if problems:
         raise RecipeError(problems)
-    planned = [
-        GroupPlan(
-            pattern=group.pattern,
-            learning_rate=group.learning_rate,
-            weight_decay=group.weight_decay,
-            parameters=group.num_elements,
-            names=list(group.names),
-        )
-        for group in found
-    ]
+    planned = [GroupPlan.of(group) for group in found]
     steps_per_epoch = math.ceil(data.train_rows / batch.global_size)
     steps = stage.steps if stage.steps is not None else steps_per_epoch * (stage.epochs or 1)
     trainable = sum(group.parameters for group in planned)
-    every = stage.evaluate.every
+    every, evaluated = stage.evaluate.every, stage.evaluate.micro_size or 2 * batch.micro_size
     checkpoint_every = "1ep" if stage.checkpoint.every == "auto" else stage.checkpoint.every
     strategy = "ddp" if stage.sharding.strategy == "auto" else stage.sharding.strategy  # `search` may take another
     resolved = stage.model_copy(
@@ -207,9 +195,7 @@ def _resolve_stage(index: int, stage: Stage, cluster: Cluster, model: ModelFacts
             "sharding": stage.sharding.model_copy(update={"strategy": strategy}),
             "gradient_checkpointing": stage.gradient_checkpointing is True,  # auto: `search` may turn it on
             "checkpoint": stage.checkpoint.model_copy(update={"every": checkpoint_every}),
-            "evaluate": stage.evaluate.model_copy(
-                update={"micro_size": stage.evaluate.micro_size or 2 * batch.micro_size}
-            ),
+            "evaluate": stage.evaluate.model_copy(update={"micro_size": evaluated}),
         }
     )
     has_validation = data.validation_rows > 0
@@ -230,6 +216,20 @@ def _resolve_stage(index: int, stage: Stage, cluster: Cluster, model: ModelFacts
         evaluate_at_end=has_validation and every != "never",
         checkpoint_every_steps=interval_steps(checkpoint_every, steps_per_epoch),
     )
+
+
+def _refusals(stage: Stage, cluster: Cluster, model: ModelFacts, data: DataFacts) -> Iterator[Problem]:
+    """What the model and the data do not allow the stage."""
+    if stage.evaluate.best is not None and not data.validation_rows:
+        message = f"{stage.evaluate.best!r} chooses by the validation split, and there is none; "
+        yield Problem(f"stages.{stage.name}.evaluate.best", f"{message}set data.split.validation")
+    strategy, master = stage.sharding.strategy, getattr(stage.optimizer, "master", "none")
+    is_cast = strategy not in ("auto", "ddp") or master != "none"
+    if model.has_batch_norm and is_cast and resolve_precision(stage, cluster) != "fp32":
+        under = f"optimizer.master: {master}" if master != "none" else strategy
+        message = f"{stage.precision}: under {under} a model with BatchNorm in it cannot be trained in low precision; "
+        message += "take fp32, or sharding.strategy: ddp without optimizer.master"
+        yield Problem(f"stages.{stage.name}.precision", message)
 
 
 def resolve_batch(stage: Stage, ranks: int) -> BatchPlan:

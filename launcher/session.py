@@ -220,9 +220,8 @@ def _is_replaceable(run: RunDir, recipe: Recipe) -> bool:
         return False
     if not _has_saved(run):
         run_lock.take(run)
-        found = recipe_differences.between(
-            _read_plan(run).recipe, recipe
-        )  # who held the lock may have written until it was ours
+        # Who held the lock may have written until it was ours.
+        found = recipe_differences.between(_read_plan(run).recipe, recipe)
         if not found or not _has_saved(run):
             return bool(found)
     lines = "\n".join(f"  {line}" for line in found)

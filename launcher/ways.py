@@ -106,14 +106,7 @@ def _fewer_layers(plan: RunPlan, stage: StagePlan, facts: ModelFacts) -> Iterato
         names = {name for group in found for name in group.names}
         if not names < stage.trained_names:
             continue
-        planned = [
-            GroupPlan(
-                pattern=group.pattern, learning_rate=group.learning_rate, weight_decay=group.weight_decay,
-                parameters=group.num_elements, names=list(group.names),
-            )
-            for group in found
-        ]  # fmt: skip
-        fewer = stage.model_copy(update={"groups": planned})
+        fewer = stage.model_copy(update={"groups": [GroupPlan.of(group) for group in found]})
         yield Way(f"train: [head, 'layers[-{num_layers}:]']", fewer, plan.cluster)
 
 
