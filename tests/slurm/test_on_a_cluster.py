@@ -124,6 +124,10 @@ class Troubled:
     def queued_again(self, times: int) -> None:
         wait_until(lambda: self.cluster.job(self.number)["Restarts"] == str(times), self.run)
 
+    def runs_on(self, nodes: str) -> None:
+        wait_until(lambda: self.cluster.job(self.number)["JobState"] == "RUNNING", self.run)
+        assert self.cluster.job(self.number)["NodeList"] == nodes
+
 
 @pytest.fixture(scope="module")
 def troubled(cluster: Cluster, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Troubled:
@@ -157,8 +161,9 @@ def test_at_the_time_limit_and_when_preempted_it_saves_and_is_queued_again(troub
     wait_until(lambda: troubled.log().count("queued again") == 2, troubled.run)
 
 
-@pytest.mark.timeout(900)  # three attempts, and what SLURM waits for before it believes that a node is gone
-def test_a_hung_rank_and_a_lost_node_are_survived_with_the_same_bits(troubled: Troubled, whole: Path) -> None:
+@pytest.mark.timeout(900)
+def test_a_hung_rank_is_survived_and_so_is_maintenance(troubled: Troubled) -> None:
+    """An administrator drains a node and queues the job again: its ranks are told, save, and go on on the spare."""
     cluster, run = troubled.cluster, troubled.run
     troubled.at_work(2)
     beat = json.loads((troubled.attempt(2) / "beats" / "rank-1").read_text())
@@ -169,17 +174,38 @@ def test_a_hung_rank_and_a_lost_node_are_survived_with_the_same_bits(troubled: T
     assert named in status(run)["message"]
 
     troubled.at_work(3)
-    cluster.node("kill", "node2")
+    cluster.run("scontrol", "update", "NodeName=node2", "State=DRAIN", "Reason=new memory")
+    cluster.run("scontrol", "requeue", troubled.number)
     troubled.queued_again(4)
-    wait_until(lambda: cluster.job(troubled.number)["JobState"] == "RUNNING", run)
-    assert cluster.job(troubled.number)["NodeList"] == "node[1,3]", "the spare"
+    troubled.runs_on("node[1,3]")
+    assert "got TERM" in troubled.log()
+    began = troubled.attempt(4) / "began"
+    wait_until(began.is_file, run)
+    assert began.read_text() != (troubled.attempt(3) / "began").read_text(), "it saved in time"
+    cluster.run("scontrol", "update", "NodeName=node2", "State=RESUME")
+
+
+@pytest.mark.timeout(900)  # SLURM waits before it believes that a node is gone
+def test_a_lost_node_and_a_cut_link_are_survived_with_the_same_bits(troubled: Troubled, whole: Path) -> None:
+    cluster, run = troubled.cluster, troubled.run
+    troubled.at_work(4)
+    cluster.node("kill", "node3")
+    troubled.queued_again(5)
+    troubled.runs_on("node[1-2]")
     # Earlier, SLURM might use the node again, and tell it once more what it could not tell it then: to kill this step.
+    cluster.node("boot", "node3")
+
+    troubled.at_work(5)
+    cluster.node("cut", "node2")  # its rank lives on
+    troubled.queued_again(6)
+    troubled.runs_on("node[1,3]")
+    cluster.node("kill", "node2")
     cluster.node("boot", "node2")
     for node in cluster.NODES:
         cluster.slow_down(node, undo=True)
 
     job = cluster.end_of(troubled.number, run)
-    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "4"), log(run)
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "6"), log(run)
     expected, found = weights(whole), weights(run)
     assert expected.keys() == found.keys()
     assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
