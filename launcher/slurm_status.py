@@ -42,7 +42,7 @@ def as_text(run: RunDir) -> str:
     Raises: UserError when the folder is no run's.
     """
     if tasks := list(slurm_array.runs(run)):
-        return _of_array(tasks)[0]
+        return _of_array(tasks, [slurm_queue.look(task) for task, _ in tasks])
     return _together(run, [state for job in slurm_queue.jobs_of(run) if (state := slurm_queue.ask(job)) is not None])
 
 
@@ -66,22 +66,33 @@ def follow(run: RunDir) -> Iterator[str]:
         if (status, jobs) != shown:
             shown = status, jobs
             yield _together(run, jobs)
-        is_at_work = status is not None and status.state in ACTIVE and not status.is_lost()
-        if all(job.is_over for job in jobs) if jobs else not is_at_work:
+        if _is_over(run, jobs):
             return
         time.sleep(FOLLOW_EVERY_S)
 
 
 def _followed_array(tasks: Sequence[tuple[RunDir, str]]) -> Iterator[str]:
     shown = ""
+    followers = [slurm_queue.Follower(task) for task, _ in tasks]
     while True:
-        text, is_over = _of_array(tasks)
+        jobs = [follower.look() for follower in followers]
+        text = _of_array(tasks, [found[-1] if found else None for found in jobs])
         if text != shown:
             shown = text
             yield text
-        if is_over:
+        if all(map(_is_over, (task for task, _ in tasks), jobs)):
             return
         time.sleep(max(ARRAY_EVERY_S, float(len(tasks))))
+
+
+def _is_over(run: RunDir, jobs: Sequence[QueueState]) -> bool:
+    """By the queue; by the run's own word where SLURM has forgotten it, or is not here."""
+    if jobs:
+        return all(job.is_over for job in jobs)
+    if not run.status.is_file():  # else submitted, and the controller did not answer yet
+        return not slurm_queue.jobs_of(run)
+    status = read_status(run)
+    return status.state not in ACTIVE or status.is_lost()
 
 
 def _together(run: RunDir, jobs: Sequence[QueueState]) -> str:
@@ -97,13 +108,11 @@ def _shown(jobs: Sequence[QueueState]) -> Sequence[QueueState]:
     return [job for job in jobs if not job.is_over] or jobs[-1:]
 
 
-def _of_array(tasks: Sequence[tuple[RunDir, str]]) -> tuple[str, bool]:
-    """A line for each task, and whether none will run any more."""
-    queued = [slurm_queue.look(task) for task, _ in tasks]
-    lines = [
+def _of_array(tasks: Sequence[tuple[RunDir, str]], queued: Sequence[QueueState | None]) -> str:
+    """A line for each task."""
+    return "\n".join(
         f"{task.path.name}  {given}: {_line(task, queue)}" for (task, given), queue in zip(tasks, queued, strict=True)
-    ]
-    return "\n".join(lines), all(queue is None or queue.is_over for queue in queued)
+    )
 
 
 def _line(task: RunDir, queue: QueueState | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -108,6 +109,27 @@ def test_a_controller_that_does_not_answer_ends_no_watch(tmp_path: Path, monkeyp
     run = RunDir(tmp_path / "run")
     run.create()
     assert list(slurm_status.follow(run)) == [str(job("PENDING")), str(job("COMPLETED"))]
+
+
+def test_a_controller_that_does_not_answer_ends_no_watch_of_an_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    slurm_array.write(run, [("seed=1",), ("seed=2",)])
+    answers = {"7_0": iter([None, "RUNNING", None, "COMPLETED"]), "7_1": iter(["PENDING", None, "FAILED", "FAILED"])}
+
+    def ask(number: str) -> QueueState | None:
+        state = next(answers[number])
+        return state and QueueState(job=number, state=state, reason="None", nodes="", attempt=0, exit_code=0)
+
+    monkeypatch.setattr(slurm_queue, "ask", ask)
+    monkeypatch.setattr(slurm_queue, "jobs_of", lambda task: [task.path.name.replace("task-", "7_")])
+    monkeypatch.setattr(slurm_queue, "ASK_EVERY_S", (0.0, 0.0))
+    monkeypatch.setattr(slurm_status, "ARRAY_EVERY_S", 0.0)
+    monkeypatch.setattr(slurm_status.time, "sleep", lambda seconds: None)
+    shown = [re.findall(r"begun|[A-Z]{6,}", text) for text in slurm_status.follow(run)]
+    assert shown == [["begun", "PENDING"], ["RUNNING", "PENDING"], ["RUNNING", "FAILED"], ["COMPLETED", "FAILED"]]
 
 
 def test_the_status_of_an_array_is_that_of_its_tasks(tmp_path: Path) -> None:

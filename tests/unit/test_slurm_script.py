@@ -117,7 +117,7 @@ SHOW = (
 
 
 def head_of(script: str) -> str:
-    head, _, _ = script.partition("\n# --- 2.")
+    head, _, _ = script.partition("\n# --- 3.")
     assert head != script
     return head
 
