@@ -15,6 +15,8 @@
 
 #include <array>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #define WEAK __attribute__((weak))
@@ -142,13 +144,19 @@ struct Trail {
     }
 };
 
-// By the list of a group's parameters, in its order. Guarded by the GIL.
-std::vector<Trail>& trails_of(Object* params, ssize_t count) {
-    static std::unordered_map<Object*, std::vector<Trail>> trails;
-    if (trails.size() > 64 && !trails.contains(params)) trails.clear();
-    std::vector<Trail>& found = trails[params];
-    found.resize(count);
-    return found;
+// By the list of a group's parameters, in its order. Guarded by the GIL, which a call of Python's may give to another thread:
+// hence taken out while in use.
+std::unordered_map<Object*, std::vector<Trail>> trails_of;
+
+std::vector<Trail> take_trail(Object* params) {
+    std::vector<Trail> taken = std::exchange(trails_of[params], {});
+    taken.resize(PyList_Size(params));
+    return taken;
+}
+
+void put_back(Object* params, std::vector<Trail> trail) {
+    if (trails_of.size() > 4096) trails_of.clear();  // groups of optimizers that are gone
+    trails_of[params] = std::move(trail);
 }
 
 Object* optional(Object* state, Object* names, Name name) { return PyDict_GetItem(state, PyTuple_GetItem(names, name)); }
@@ -207,9 +215,9 @@ EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* stat
     const bool takes_all = positions == none;
     const ssize_t count = PyList_Size(takes_all ? params : positions);
     for (std::vector<void*>* list : {&to->kept, &to->states}) list->reserve(count);
-    std::vector<Trail>& trails = trails_of(params, PyList_Size(params));
+    std::vector<Trail> trail = take_trail(params);
     for (ssize_t n = 0; n < count; n++) {
-        if (takes_all && n + Trail::AHEAD < count) trails[n + Trail::AHEAD].prefetch();
+        if (takes_all && n + Trail::AHEAD < count) trail[n + Trail::AHEAD].prefetch();
         const ssize_t i = takes_all ? n : PyLong_AsSsize_t(PyList_GetItem(positions, n));
         Object *const owner = PyList_GetItem(params, i), *key = nullptr, *state = nullptr;
         ssize_t next = *cursor;
@@ -219,7 +227,7 @@ EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* stat
         if (!grad) PyErr_Clear();
         if (grad != none) {
             if (!state) state = PyDict_GetItem(states, owner);
-            if (grad && add(*to, owner, grad, state, counter, names, types, trails[i])) {
+            if (grad && add(*to, owner, grad, state, counter, names, types, trail[i])) {
                 to->positions.push_back(i);
                 to->kept.push_back(grad);
                 to->states.push_back(state);
@@ -233,6 +241,7 @@ EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* stat
         }
         if (grad) Py_DecRef(grad);
     }
+    put_back(params, std::move(trail));
     return to;
 }
 
