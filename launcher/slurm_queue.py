@@ -111,6 +111,13 @@ def _from_accounts(job: str) -> QueueState | None:
     )  # fmt: skip
 
 
+def partitions() -> str:
+    """What may be asked for, a line for each kind of node of each partition, as a part of a message."""
+    form = "%R: %D nodes of %c CPUs, %m MiB, gres %G, features %f, for up to %l"
+    lines = (_answer("sinfo", "--noheader", f"--format={form}") or "").strip().splitlines()
+    return "\n".join(f"  {line}" for line in lines) or "  what `sinfo` shows"
+
+
 def _answer(name: str, *arguments: str) -> str | None:
     """What a command of SLURM's prints; None where it is not here, fails, or gives no answer."""
     program = shutil.which(name)

@@ -8,6 +8,7 @@ nothing: the first rank plans when the job runs, on the machine that it runs on.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ from launcher.status import read_status
 ANSWER_TIMEOUT_S = 120
 _UNREACHABLE = ("unable to contact slurm controller", "connection refused", "munge", "socket timed out", "slurm.conf")
 """What SLURM's commands say, in lower case, when it is not the job that is wrong."""
+_ABOUT_RIGHTS = re.compile("account|qos", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,9 @@ def _answer(command: list[str], file: Path) -> str:
     said = (done.stderr + done.stdout).strip()
     if any(words in said.lower() for words in _UNREACHABLE):
         raise EnvironmentProblem(f"SLURM cannot be reached: {said}; ask `scontrol ping`")
-    raise UserError(f"SLURM refuses the job: {said}\nThe script is {file}; `sinfo` shows what the cluster has")
+    rights = "; `sacctmgr show associations user=$USER` shows your accounts and qos"
+    where = f"The script is {file}{rights if _ABOUT_RIGHTS.search(said) else ''}"
+    raise UserError(f"SLURM refuses the job: {said}\n{where}; the cluster has\n{slurm_queue.partitions()}")
 
 
 def _refuse_broken_bash(text: str) -> None:

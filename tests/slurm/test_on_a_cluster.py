@@ -408,4 +408,5 @@ def test_what_the_cluster_does_not_have_is_refused_before_it_waits_forever(clust
     refused = cluster.thawline("submit", file, "--run-dir", tmp_path / "run", "--nodes", "9", check=False)
     assert refused.returncode == 2
     assert "SLURM refuses the job" in refused.stderr
+    assert "  main: 3 nodes of 8 CPUs, 4000 MiB, gres gpu:2, features (null), for up to 1:00:00\n" in refused.stderr
     assert cluster.run("squeue", "--noheader").stdout == ""

@@ -133,7 +133,7 @@ def test_stages_before_one_that_is_refused_are_taken_back(tmp_path: Path, monkey
     (tmp_path / "bin" / "scancel").chmod(0o755)
     both = "stages=[{name: head, train: [head], epochs: 1}, {name: full, train: [all], epochs: 1}]"
     request = slurm_submit.Request(recipe(tmp_path), [both], tmp_path / "run", split_stages=True)
-    with pytest.raises(UserError, match=r"(?s)no such account.*job 5 of the stages before is cancelled"):
+    with pytest.raises(UserError, match=r"(?s)no such account.*sacctmgr.*job 5 of the stages before is cancelled"):
         slurm_submit.submit(request)
     assert (tmp_path / "cancelled").read_text() == "5\n"
 
