@@ -78,10 +78,14 @@ def _rendezvous(machine: Cluster) -> Finding:
 def _nodes(machine: Cluster) -> Finding:
     """The same look as at a job's start, at all nodes of this allocation; in this folder, which they should share."""
     named = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
-    hosts = subprocess.run(named, capture_output=True, text=True, check=False).stdout.split()
+    try:
+        hosts = subprocess.run(named, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as error:
+        where = "run this outside of the container, or where SLURM's commands are on PATH"
+        return Finding("nodes", f"SLURM does not say which nodes these are ({error}); {where}", is_well=False)
     needs = argparse.Namespace(
         ranks_per_node=machine.ranks_per_node, gpus_per_node=machine.gpus_per_node, memory=None,
-        python=sys.executable, prefix=[], srun_arguments=[],
+        python=sys.executable, prefix=[], srun_arguments=["--overlap"],  # beside a shell that srun started
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix=".thawline-doctor-", dir=Path.cwd()) as folder:
         try:

@@ -41,7 +41,8 @@ class Beat:
     beats: int
     """How often it has written."""
     moves: int
-    """How often its main thread was found elsewhere than before, or had done a step meanwhile."""
+    """How often its main thread was found elsewhere than before, or had done a step meanwhile, or the process had read
+    or written a mebibyte: a large checkpoint is one call that lasts."""
     where: str
     """Where its main thread stands."""
     is_over: bool = False
@@ -86,7 +87,7 @@ class Heart:
 
     def _write(self, *, is_over: bool = False) -> None:
         frame = sys._current_frames().get(self._main)
-        now = (_ticks, *((id(one.f_code), one.f_lasti) for one in _stack(frame)))
+        now = (_ticks, _mebibytes_moved(), *((id(one.f_code), one.f_lasti) for one in _stack(frame)))
         if now != self._last:
             self._last, self._moves = now, self._moves + 1
         self._beats += 1
@@ -95,6 +96,15 @@ class Heart:
             self._file.write_text(json.dumps(asdict(beat)))  # a reader that finds half of it looks again
         except OSError:  # a full or absent disk is for the checkpoints to tell
             return
+
+
+def _mebibytes_moved() -> int:
+    """What this process has read and written by now, to files mostly: the ranks' own messages are not counted."""
+    try:
+        counted = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    except OSError:
+        return 0
+    return (int(counted["rchar"]) + int(counted["wchar"])) >> 20
 
 
 def _stack(frame: FrameType | None) -> list[FrameType]:
@@ -160,7 +170,7 @@ class Watch:
             changed = now if before is None or beat.beats != before.beat.beats else before.changed
             moved = now if before is None or beat.moves != before.beat.moves else before.moved
             self._seen[rank] = _Seen(beat, changed, moved)
-        return self._absent(now) or self._silent(now) or self._still(now)
+        return self._absent(now) or self._silent(now) or self._still(now) or self._lingering(now)
 
     def _at_work(self) -> dict[int, _Seen]:
         return {rank: seen for rank, seen in sorted(self._seen.items()) if not seen.beat.is_over}
@@ -199,6 +209,14 @@ class Watch:
         others = "all" if not odd else f"{count} of {len(at_work)}"
         apart = f", apart from {_listed(odd)}" if odd else ""
         return f"no rank moved for {self.hang_timeout_s:.0f} s: {others} stand in {usual}{apart}"
+
+    def _lingering(self, now: float) -> str | None:
+        """Its work is done: the run is judged by what it has left."""
+        if len(self._seen) < self.ranks or any(
+            not seen.beat.is_over or now - seen.changed < self.hang_timeout_s for seen in self._seen.values()
+        ):
+            return None
+        return f"all ranks ended their work {self.hang_timeout_s:.0f} s ago, and their launchers did not end"
 
 
 def _listed(names: list[str]) -> str:

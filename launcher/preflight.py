@@ -91,10 +91,19 @@ def problems(
         name: Counter(facts.versions.get(name, "not installed") for facts in all_facts).most_common(1)[0][0]
         for name in all_facts[0].versions
     }
+    kinds = Counter(facts.gpu_kind for facts in all_facts if facts.gpu_kind)
+    kind = kinds.most_common(1)[0][0] if kinds else None
     return [
         f"{facts.host}: {line}"
         for facts in all_facts
-        for line in _of_one(facts, usual, ranks_per_node, gpus_per_node, memory)
+        for line in [
+            *_of_one(facts, usual, ranks_per_node, gpus_per_node, memory),
+            *(
+                [f"{facts.gpu_kind}, and {kind} elsewhere; ask for one kind, with --constraint or --gres"]
+                if facts.gpu_kind not in (None, kind)
+                else []
+            ),
+        ]
     ]
 
 

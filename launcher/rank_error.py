@@ -6,6 +6,7 @@ Owns the file's format and what an exception means: a failure with advice, an ec
 
 from __future__ import annotations
 
+import os
 import time
 import traceback as traceback_module
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from launcher.errors import EnvironmentProblem, FollowsFirst, OutOfMemory, Shortage, ThawlineError, TrainingFailed
 from launcher.run_dir import RunDir, write_atomic
+from launcher.stop import ATTEMPT
 
 _ECHOES = (
     "connection reset by peer", "connection closed by peer", "connection refused", "broken pipe", "socket closed",
@@ -59,6 +61,8 @@ class RankError(BaseModel):
     """True: it only says that another rank is gone."""
     shortage: Shortage | None = None
     """Where, if memory ran out in a stage."""
+    attempt: str = ""
+    """Folder of the attempt of a SLURM job that the rank was of; empty elsewhere."""
     goes_on: str = ""
     """What was planned anew because of it: another launch goes on with that."""
 
@@ -86,7 +90,7 @@ def describe(rank: int, error: BaseException) -> RankError:
     return RankError(
         time=time.time(), rank=rank, type=kind, message=text, exit_code=exit_code,
         traceback="".join(traceback_module.format_exception(error)), secondary=is_echo,
-        shortage=error.shortage if isinstance(error, OutOfMemory) else None,
+        shortage=error.shortage if isinstance(error, OutOfMemory) else None, attempt=os.environ.get(ATTEMPT, ""),
     )  # fmt: skip
 
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import time
 from pathlib import Path
 from typing import IO
 
 from launcher import orphans
-from launcher.errors import UserError
+from launcher.errors import StoppedEarly, UserError
 from launcher.run_dir import RunDir
+from launcher.stop import ATTEMPT
 
 log = logging.getLogger(__name__)
+PATIENCE_S = 120.0
+"""For a rank of a SLURM job's last attempt, which may live on for a while where SLURM lost sight of it."""
 _held: dict[Path, IO[str]] = {}
 """Locks of this process. The kernel lets go of them when it ends, however it ends."""
 
@@ -23,18 +27,21 @@ _held: dict[Path, IO[str]] = {}
 def take(run: RunDir) -> None:
     """Take the run for this process until it ends.
 
-    Raises: UserError when another process has it.
+    Raises: UserError when another process has it; StoppedEarly when it keeps it from the next attempt of a SLURM job.
     """
     key = run.path.resolve()
     if key in _held or orphans.launcher_pid() is not None:  # the launcher has it, and ends with its ranks
         return
     file = run.launcher_lock.open("a+")
+    is_job = ATTEMPT in os.environ
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(file, PATIENCE_S if is_job else 0.0)
     except BlockingIOError as error:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
+        if is_job:
+            raise StoppedEarly(f"process {holder} of an earlier attempt still works on {run.path}") from error
         raise UserError(
             f"{run.path} is being worked on by process {holder}; wait for it (`thawline watch {run.quoted}`), stop it, "
             "or choose another --run-dir"
@@ -45,3 +52,15 @@ def take(run: RunDir) -> None:
     file.write(f"{os.getpid()}\n")
     file.flush()
     _held[key] = file
+
+
+def _lock(file: IO[str], patience_s: float) -> None:
+    """Raises: BlockingIOError when another process keeps it all the while."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(1)

@@ -6,11 +6,12 @@ whether a submitted run is over it asks `slurm_queue` too, since a job that wait
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher import slurm_queue
+from launcher import slurm_array, slurm_queue
 from launcher.errors import UserError
 from launcher.run_dir import RunDir
 from launcher.status import ACTIVE, read_status
@@ -38,6 +39,8 @@ def follow(run: RunDir, rank: int | None = None) -> Iterator[str]:
     places: dict[Path, int] = {}
     last: Path | None = None
     follower = slurm_queue.Follower(run)
+    if list(slurm_array.runs(run)):
+        raise UserError(_absent(run, rank))
     while True:
         is_over = _is_over(run, follower)
         for file in files(run, rank):
@@ -54,7 +57,9 @@ def files(run: RunDir, rank: int | None = None) -> list[Path]:
     """Where the newest launch writes: the job's log and its first node's, or one rank's; they may not be there yet."""
     job = slurm_queue.job_of(run)
     if job is None:
-        return [run.log(rank or 0)]
+        here, over_ssh = run.log(rank or 0), sorted((run.path / "nodes").glob("attempt-*"), key=_number)
+        there = over_ssh[-1] / here.name if over_ssh else here
+        return [max((here, there), key=lambda file: file.stat().st_mtime if file.is_file() else 0.0)]
     attempts = sorted((run.path / "slurm" / job).glob("attempt-*"), key=_number)
     if rank is not None:
         return [attempts[-1] / f"rank-{rank}.log"] if attempts else []
@@ -97,7 +102,13 @@ def _title(file: Path, is_shown: bool) -> str:
 
 
 def _absent(run: RunDir, rank: int | None) -> str:
-    there = sorted(run.logs.glob("rank-*.log")) + sorted((run.path / "slurm").glob("*/attempt-*/rank-*.log"))
+    if tasks := [task.path for task, _ in slurm_array.runs(run)]:
+        return f"{run.path} is an array, whose tasks have logs of their own: thawline logs {shlex.quote(str(tasks[0]))}"
+    there = [
+        file
+        for place in ("logs", "slurm/*/attempt-*", "nodes/attempt-*")
+        for file in run.path.glob(f"{place}/rank-*.log")
+    ]
     if rank is not None and there:
         ranks = sorted({int(file.stem.removeprefix("rank-")) for file in there})
         return f"{run.path} has no log of rank {rank}; its ranks are {ranks[0]} to {ranks[-1]}"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,9 @@ def begin(run: RunDir, attempt: Path, budget: int) -> None:
     stalled = num_stalled(run, attempt.parent)
     if stalled >= budget:
         raise StoppedEarly(f"{stalled} attempts in a row saved nothing new: this job gives up; see {attempt.parent}")
+    for earlier in attempt.parent.glob("attempt-*"):
+        if earlier != attempt:  # its ranks may live on where SLURM lost sight of them
+            (earlier / "stop").touch()
     rank_error.clear(run)
     write_atomic(attempt / "began", newest_checkpoint(run))
 
@@ -72,14 +76,15 @@ def judge(run: RunDir, attempt: Path, srun_code: int, nodes: int | None = None) 
 
     ``nodes``: how many the ranks were on; None: as the job's script says.
     """
-    errors = rank_error.read_all(run)
+    errors = [error for error in rank_error.read_all(run) if not error.attempt or Path(error.attempt) == attempt]
     real = [error for error in errors if error.exit_code not in STOPPED_CODES]
     if first := next((error for error in real if not error.secondary), None):
         # Of several ranks that ran out of memory one planned anew, not always the first of them.
         is_passing = first.shortage is not None and any(error.goes_on for error in real)
         return _from_error(first, attempt, is_passing=is_passing)
     last = last_stage()
-    is_done = last is not None and any(run.stages.glob(f"[0-9]*-{last}/{run.proof(0, last).name}"))
+    proofs = run.stages.glob(f"*/{run.proof(0, '').name}")
+    is_done = last is not None and any(re.fullmatch(rf"[0-9]+-{re.escape(last)}", file.parent.name) for file in proofs)
     is_finished = is_done or (run.status.is_file() and read_status(run).state == "finished")
     if is_finished and not errors:  # whatever was said of it in its last moment
         return LaunchResult(0)
@@ -113,8 +118,9 @@ def first_code(attempt: Path) -> int | None:
 def _launchers(attempt: Path) -> Iterator[tuple[int, int, float]]:
     """(node, exit code, seconds since 1970) of each launcher that ended by itself."""
     for file in attempt.glob("rc.*"):
-        code, at, *_ = file.read_text().split()
-        yield int(file.name.removeprefix("rc.")), int(code), float(at)
+        said = re.match(r"([0-9]+) ([0-9.]+) ", file.read_text())
+        if said:  # else its node went off while it was written, or the disk is full
+            yield int(file.name.removeprefix("rc.")), int(said[1]), float(said[2])
 
 
 def num_stalled(run: RunDir, job: Path) -> int:

@@ -189,12 +189,13 @@ _KEY_OF = {
 """Option of sbatch -> the key that sets it."""
 _OURS = (
     "output", "error", "open-mode", "ntasks", "ntasks-per-node", "kill-on-invalid-dep", "wrap", "test-only", "parsable",
-    "wait", "hold", "input", "export-file",
+    "wait", "hold", "input", "export", "export-file", "clusters", "gpus-per-task", "het-group",
 )  # fmt: skip
 """Options that the script relies on, or that change what sbatch does with it."""
 _OURS_OF_SRUN = (
     "output", "error", "input", "nodes", "ntasks", "ntasks-per-node", "export", "kill-on-bad-exit", "wait", "label",
-    "multi-prog", "jobid", "nodelist", "exclude", "relative", "distribution",
+    "multi-prog", "jobid", "nodelist", "exclude", "relative", "distribution", "test-only", "pty", "overcommit",
+    "het-group",
 )  # fmt: skip
 
 
@@ -218,8 +219,14 @@ def conflicts(options: Slurm) -> Iterator[tuple[str, str]]:
         if key:
             yield f"sbatch_arguments.{index}", f"{argument!r} is what slurm.{key} is for; set that"
         elif any(long.startswith(name) for long in _OURS):
-            yield f"sbatch_arguments.{index}", f"{argument!r} is set by the script, which relies on it; take it out"
+            yield (
+                f"sbatch_arguments.{index}",
+                f"{argument!r}: the script sets it, or relies on it; take it out",
+            )
     for index, argument in enumerate(options.srun_arguments):
         name = argument[2:].partition("=")[0]
         if any(long.startswith(name) for long in _OURS_OF_SRUN):
-            yield f"srun_arguments.{index}", f"{argument!r} is set by the script, which relies on it; take it out"
+            yield (
+                f"srun_arguments.{index}",
+                f"{argument!r}: the script sets it, or relies on it; take it out",
+            )

@@ -21,7 +21,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from launcher import preflight
+from pydantic import ValidationError
+
+from launcher import __version__, preflight
 from launcher.errors import EnvironmentProblem, ThawlineError
 from launcher.preflight import Facts
 from launcher.run_dir import RunDir
@@ -47,10 +49,17 @@ def lead(run: RunDir, attempt: Path, hosts: Sequence[str], head: str, port: int,
         f"--nodelist={','.join(hosts)}", "--export=ALL", "--kill-on-bad-exit=0", "--label", *needs.srun_arguments,
         *needs.prefix, needs.python, "-m", "launcher.slurm_preflight", "node", str(folder), token, head, str(port),
     ]  # fmt: skip
+    began = time.monotonic()
     with _answering(port):
         said = _said(command)
-    found = {facts.host: facts for facts in _facts(said)}
-    lines = [f"{host}: {_silence(host, hosts, said, needs.python)}" for host in hosts if host not in found]
+    waited = f"no answer in {time.monotonic() - began:.0f} s"
+    found, strangers = _facts(said)
+    lines = [f"{host}: {strangers[host]}" for host in hosts if host in strangers]
+    lines += [
+        f"{host}: it cannot run {needs.python}: {_silence(host, hosts, said) or waited}"
+        for host in hosts
+        if host not in found and host not in strangers
+    ]
     present = [found[host] for host in hosts if host in found]
     if present:
         lines += preflight.problems(present, needs.ranks_per_node, needs.gpus_per_node, needs.memory)
@@ -122,19 +131,31 @@ def _said(command: Sequence[str]) -> str:
         return output.read()
 
 
-def _facts(said: str) -> Iterator[Facts]:
+def _facts(said: str) -> tuple[dict[str, Facts], dict[str, str]]:
+    """By host: its facts, or what is wrong with those that another release of thawline sent."""
+    found, strangers = {}, {}
     for line in said.splitlines():
         _, mark, content = line.partition(_MARK)
-        if mark:
-            yield Facts.model_validate_json(content)
+        if not mark:
+            continue
+        try:
+            facts = Facts.model_validate_json(content)
+            found[facts.host] = facts
+        except ValidationError:
+            sent = json.loads(content)
+            release = sent.get("versions", {}).get("thawline", "of another release")
+            strangers[str(sent.get("host"))] = (
+                f"thawline {release}, and {__version__} on the first node; install the same on all nodes"
+            )
+    return found, strangers
 
 
-def _silence(host: str, hosts: Sequence[str], said: str, python: str) -> str:
-    """What is known of a node that sent no facts."""
+def _silence(host: str, hosts: Sequence[str], said: str) -> str:
+    """What is known of a node that sent no facts: its own words, else srun's."""
     task = f"{hosts.index(host)}: "
-    words = [line for line in said.splitlines() if _MARK not in line and (host in line or line.startswith(task))]
-    heard = "; ".join(words[-3:]) or f"no answer in {PATIENCE_S:.0f} s"
-    return f"it cannot run {python}: {heard}"
+    lines = [line for line in said.splitlines() if _MARK not in line]
+    own = [line for line in lines if host in line or line.startswith(task)]
+    return "; ".join((own or [line for line in lines if line.startswith("srun: ")])[-3:])
 
 
 def main(argv: list[str] | None = None) -> int:

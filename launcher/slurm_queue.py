@@ -23,8 +23,11 @@ log = logging.getLogger(__name__)
 ANSWER_TIMEOUT_S = 30
 ASK_EVERY_S = (2.0, 60.0)
 """How often a `Follower` asks: after a change, and when there has been none for minutes."""
-_WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED")
-_AT_WORK = ("RUNNING", "COMPLETING")
+_ENDED = frozenset({
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT",
+})  # fmt: skip
+"""States of a job that has ended for good; in any other it may run yet."""
 
 
 class QueueState(BaseModel):
@@ -47,7 +50,7 @@ class QueueState(BaseModel):
     @property
     def is_over(self) -> bool:
         """Whether it will not run any more."""
-        return self.state not in (*_WAITING, *_AT_WORK)
+        return self.state in _ENDED
 
     def __str__(self) -> str:
         where = f" on {self.nodes}" if self.nodes else ""

@@ -8,6 +8,7 @@ nothing: the first rank plans when the job runs, on the machine that it runs on.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -91,12 +92,13 @@ def submit(request: Request) -> list[str]:
     files = [folder / (f"{stage}.sbatch" if stage else "job.sbatch") for stage in stages]
     for file, stage in zip(files, stages, strict=True):
         write_atomic(file, _script(request, stage, after=""))
-        _answer([program, "--test-only", str(file)], file)
+        _answer([program, "--test-only", str(file)], file, _options(request, stage))
     numbers: list[str] = []
     for file, stage in zip(files, stages, strict=True):
         write_atomic(file, _script(request, stage, after=numbers[-1] if numbers else ""))
         try:
-            numbers.append(_answer([program, "--parsable", str(file)], file).strip().partition(";")[0])
+            answer = _answer([program, "--parsable", str(file)], file, _options(request, stage))
+            numbers.append(answer.strip().partition(";")[0])
         except (UserError, EnvironmentProblem) as error:
             raise type(error)(f"{error}{_taken_back(run, numbers)}") from error
         (folder / numbers[-1]).mkdir(exist_ok=True)
@@ -127,11 +129,12 @@ def _script(request: Request, stage: str, after: str) -> str:
     recipe = request.recipe
     options, tasks = _options(request, stage), slurm_array.tasks(recipe.slurm.array)
     if after:
-        options = options.model_copy(update={"dependency": f"afterok:{after}"})
+        own = [options.dependency] if options.dependency not in (None, recipe.slurm.dependency) else []
+        options = options.model_copy(update={"dependency": ",".join([f"afterok:{after}", *own])})
     job = Job(
         name=recipe.name, recipe=request.recipe_path.absolute(), run_dir=request.run.path, python=Path(sys.executable),
         overrides=tuple(request.overrides), tasks=tuple(tasks), until=stage,
-        node_counts=_node_counts(request, tasks, options),
+        node_counts=_node_counts(request, tasks, options, stage),
     )  # fmt: skip
     text = render(options, job)
     _refuse_broken_bash(text)
@@ -155,15 +158,15 @@ def _options(request: Request, stage: str) -> Slurm:
     return next((each.slurm for each in recipe.stages if each.name == stage), recipe.slurm)
 
 
-def _node_counts(request: Request, tasks: Sequence[tuple[str, ...]], options: Slurm) -> tuple[int, ...]:
+def _node_counts(request: Request, tasks: Sequence[tuple[str, ...]], options: Slurm, only: str = "") -> tuple[int, ...]:
     """How many nodes can share every stage's batch, in every run, the most first; none where the number is fixed.
+
+    ``only``: the one stage whose job it is.
 
     Raises: UserError when the most or the fewest that are asked for cannot.
     """
-    if options.fewest_nodes == options.nodes:
-        return ()
     runs = [recipe_io.load(request.recipe_path, [*request.overrides, *task]) for task in tasks]
-    stages = [stage for recipe in (request.recipe, *runs) for stage in recipe.stages]
+    stages = [stage for recipe in runs or [request.recipe] for stage in recipe.stages if only in ("", stage.name)]
     found, refused = [], {}
     for nodes in range(options.nodes, options.fewest_nodes - 1, -1):
         try:
@@ -174,8 +177,9 @@ def _node_counts(request: Request, tasks: Sequence[tuple[str, ...]], options: Sl
             refused[nodes] = str(error)
     for nodes in (options.nodes, options.fewest_nodes):
         if nodes in refused:
-            raise UserError(f"slurm.min_nodes: {nodes} x {options.ranks} ranks cannot train this: {refused[nodes]}")
-    return tuple(found)
+            key = "nodes" if nodes == options.nodes else "min_nodes"
+            raise UserError(f"slurm.{key}: {nodes} x {options.ranks} ranks cannot train this: {refused[nodes]}")
+    return tuple(found) if options.fewest_nodes < options.nodes else ()
 
 
 def _make_way(request: Request, tasks: Sequence[tuple[str, ...]]) -> list[str]:
@@ -231,13 +235,32 @@ def as_command(request: Request) -> str:
     return shlex.join([*words, *(["--split-stages"] if request.split_stages else [])])
 
 
-def _answer(command: list[str], file: Path) -> str:
+def _environment(options: Slurm) -> dict[str, str]:
+    """Ours, without what would overrule the script: a variable of sbatch's wins over a line of it.
+
+    Those that say what the recipe leaves open stay.
+    """
+    said = {
+        "SBATCH_ACCOUNT": options.account, "SBATCH_PARTITION": options.partition, "SBATCH_QOS": options.qos,
+        "SBATCH_RESERVATION": options.reservation, "SBATCH_CONSTRAINT": options.constraint,
+        "SBATCH_TIMELIMIT": options.time,
+    }  # fmt: skip
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SBATCH_") or (name in said and said[name] is None)
+    }
+
+
+def _answer(command: list[str], file: Path, options: Slurm) -> str:
     """What sbatch prints.
 
     Raises: UserError with its words when it refuses the job, EnvironmentProblem when SLURM is not to be reached.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S, check=False, env=_environment(options)
+        )
     except subprocess.TimeoutExpired as expired:
         raise EnvironmentProblem(f"sbatch gave no answer in {ANSWER_TIMEOUT_S} s; is slurmctld up?") from expired
     if done.returncode == 0:

@@ -32,10 +32,22 @@ def main(argv: list[str] | None = None) -> int:
     while (found := watch.look(heartbeat.read(given.attempt / "beats"))) is None:
         time.sleep(min(LONGEST_PAUSE_S, heartbeat.every_s(given.hang_timeout)))
     (given.attempt / "hung").write_text(found)
-    step = f"{os.environ['SLURM_JOB_ID']}.{(given.attempt / 'step').read_text().strip()}"
-    while not _killed(step):
+    job = os.environ["SLURM_JOB_ID"]
+    while not (steps := _steps(job, given.attempt / "step")) or not all(map(_killed, steps)):
         time.sleep(AGAIN_AFTER_S)
     return 0
+
+
+def _steps(job: str, noted: Path) -> list[str]:
+    """The ranks' step; all that run, where its first node never came to note it; empty: the queue gives no answer."""
+    if noted.is_file():
+        return [f"{job}.{noted.read_text().strip()}"]
+    asked = ["squeue", "--noheader", "--steps", f"--jobs={job}", "--format=%i"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S, check=False).stdout
+    except subprocess.TimeoutExpired:
+        return []
+    return [step for step in said.split() if step.rpartition(".")[2].isdigit()]  # not the script, which is a step too
 
 
 def _killed(step: str) -> bool:

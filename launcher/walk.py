@@ -102,7 +102,7 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
     task = tasks.bind(recipe.task, recipe.data, processor, plan.labels, config)
     if runtime.is_first:
         checkpoint.clear_unfinished(run_dir)
-    saved = runtime.broadcast(checkpoint.newest(run_dir) if runtime.is_first else None)
+    saved = runtime.made_by_first(lambda: checkpoint.newest(run_dir))
     resumed_from = (saved.position.stage_index, saved.position.step) if saved else None
     tracker = open_tracker(run_dir, plan, runtime.is_first, resumed_from)
     run = Run(plan, run_dir, runtime, splits, task, tracker, stop)

@@ -124,6 +124,39 @@ def test_a_tick_is_a_movement_and_the_same_place_is_none(tmp_path: Path) -> None
         heart.stop()
 
 
+def test_a_long_write_is_a_movement(tmp_path: Path) -> None:
+    """The main thread stands in one call all the while, as torch.save does."""
+    heart = Heart(tmp_path / "beats", 0, 1000.0)
+    try:
+        wait_for(tmp_path, 0, beats=1)
+        moves = []
+        with (tmp_path / "large").open("wb") as file:
+            for size in (0, 0, 3 * 2**20, 10):
+                file.write(bytes(size))
+                heart._write()
+                moves.append(heartbeat.read(tmp_path / "beats")[0].moves)
+        assert [after - before for before, after in pairwise(moves[1:])] == [1, 0]
+    finally:
+        heart.stop()
+
+
+def test_ranks_that_are_done_and_whose_launchers_do_not_end_are_told() -> None:
+    watch = Watch(2, 60.0)
+    done = {rank: Beat("n", 1, 9, 9, "at its end", is_over=True) for rank in range(2)}
+    assert [watch.look(done, float(now)) for now in (0, 20, 40, 59)] == [None] * 4
+    assert watch.look(done, 61.0) == "all ranks ended their work 60 s ago, and their launchers did not end"
+
+
+def test_without_the_steps_number_the_queue_tells_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho 41.batch 41.extern 41.1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert slurm_watch._steps("41", tmp_path / "step") == ["41.1"]
+    (tmp_path / "step").write_text("3\n")
+    assert slurm_watch._steps("41", tmp_path / "step") == ["41.3"]
+
+
 def test_what_hangs_is_written_down_and_its_step_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bin_folder, attempt = tmp_path / "bin", tmp_path / "attempt"
     bin_folder.mkdir()

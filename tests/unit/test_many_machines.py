@@ -148,9 +148,9 @@ def test_counts_of_nodes_that_can_share_the_batch_stand_in_the_script(tmp_path: 
     assert "#SBATCH --nodes=2-4\n" in script
     assert "--ntasks-per-node=1\n" not in script, "SLURM would give the fewest"
     assert "\nnode_counts=(4 2)\n" in script, "three ranks cannot share 8 samples"
-    for nodes, fewest, wrong in ((4, 3, 3), (3, 2, 3)):
-        with pytest.raises(UserError, match=rf"slurm\.min_nodes: {wrong} x 1 ranks .*8 does not divide"):
-            slurm_submit.scripts(Request(path, flags={"nodes": nodes, "min_nodes": fewest}))
+    for nodes, fewest, key in ((4, 3, "min_nodes"), (3, 2, "nodes"), (3, None, "nodes")):
+        with pytest.raises(UserError, match=rf"slurm\.{key}: 3 x 1 ranks .*8 does not divide"):
+            slurm_submit.scripts(Request(path, (), None, {"nodes": nodes, "min_nodes": fewest or nodes}))
 
 
 def test_ranks_that_fell_silent_on_a_machine_that_answers_were_killed(tmp_path: Path) -> None:
@@ -178,6 +178,9 @@ def test_each_stage_has_its_script_with_its_machines(tmp_path: Path) -> None:
                  "--dependency=afterok:JOB_OF_head", "--kill-on-invalid-dep=yes"):  # fmt: skip
         assert f"#SBATCH {line}\n" in full
     assert "export THAWLINE_UNTIL_STAGE=head\n" in head
+    own = ("stages.full.slurm.dependency=afterany:9",)
+    _, full = slurm_submit.scripts(Request(path, own, tmp_path / "run", split_stages=True))
+    assert "#SBATCH --dependency=afterok:JOB_OF_head,afterany:9\n" in full
 
 
 # --- what to type next ------------------------------------------------------------------------------------------------
@@ -239,6 +242,24 @@ def test_logs_of_a_launch_and_of_a_job(tmp_path: Path) -> None:
     assert text.index("the job\n") < text.index("attempt 10\n")
     assert "a: node 1" not in text
     assert list(run_logs.read(run, 1)) == ["one of 10\n"]
+
+
+def test_logs_over_ssh_and_of_an_array(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "over ssh")
+    say(run, "finished")
+    attempt = run.path / "nodes" / "attempt-0"
+    attempt.mkdir(parents=True)
+    (attempt / "rank-0.log").write_text("zero there\n")
+    (attempt / "rank-1.log").write_text("one there\n")
+    assert (list(run_logs.read(run)), list(run_logs.read(run, 1))) == (["zero there\n"], ["one there\n"])
+    with pytest.raises(UserError, match="its ranks are 0 to 1"):
+        list(run_logs.read(run, 2))
+    array = RunDir(tmp_path / "an array")
+    array.create()
+    slurm_array.write(array, [("seed=1",), ("seed=2",)])
+    for logs in (run_logs.read, run_logs.follow):
+        with pytest.raises(UserError, match=r"thawline logs '.*/an array/task-0'"):
+            list(logs(array))
 
 
 def test_following_a_log_shows_what_comes_and_ends_with_the_run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launcher import preflight, slurm_preflight
+from launcher import __version__, preflight, slurm_preflight
 from launcher.errors import EnvironmentProblem
 from launcher.preflight import Facts, problems, summary
 from launcher.run_dir import RunDir
@@ -115,6 +116,28 @@ def test_a_node_without_python_is_named_with_what_srun_says(tmp_path: Path, monk
     assert "  a: " not in str(wrong.value)
 
 
+def test_a_node_of_another_release_is_named_whatever_it_sends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = '{"host": "b", "versions": {"thawline": "9.9"}, "a_new_field": 1}'
+    srun(tmp_path / "bin", monkeypatch, f"SLURMD_NODENAME=a \"$@\"; echo '1: thawline-facts {sent}'")
+    with pytest.raises(
+        EnvironmentProblem, match=rf"  b: thawline 9\.9, and {re.escape(__version__)} on the first node"
+    ):
+        lead(tmp_path, "a", "b")
+
+
+def test_what_srun_says_is_told_where_no_node_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    srun(tmp_path / "bin", monkeypatch, "echo \"srun: unrecognized option '--mpii=x'\"; exit 1")
+    with pytest.raises(EnvironmentProblem, match=r"a: it cannot run .*unrecognized option '--mpii=x'"):
+        lead(tmp_path, "a", "b")
+
+
+def test_one_kind_of_gpu_is_asked_of_all_nodes() -> None:
+    facts = preflight.look()
+    kinds = {"a": "NVIDIA A100", "b": "NVIDIA A100", "c": "Tesla V100"}
+    found = preflight.problems([facts.model_copy(update={"host": n, "gpu_kind": k}) for n, k in kinds.items()], 1, 0)
+    assert found == ["c: Tesla V100, and NVIDIA A100 elsewhere; ask for one kind, with --constraint or --gres"]
+
+
 def test_a_node_that_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     srun(tmp_path / "bin", monkeypatch, 'SLURMD_NODENAME=a "$@"; exec sleep 1000')
     monkeypatch.setattr(slurm_preflight, "PATIENCE_S", 3.0)
@@ -136,6 +159,6 @@ def test_a_head_that_is_not_reached_is_the_nodes_problem(tmp_path: Path, capsys:
     from launcher.launch import free_port
 
     slurm_preflight.node(tmp_path, "t", "127.0.0.1", free_port())
-    [found] = slurm_preflight._facts(capsys.readouterr().out)
+    [found] = slurm_preflight._facts(capsys.readouterr().out)[0].values()
     assert "it does not reach the head at 127.0.0.1:" in str(found.link_error)
     assert found.clock_ahead_s is None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +21,7 @@ import pytest
 import launcher
 from launcher import orphans, recipe_differences, recipe_io, run_lock, session
 from launcher.cluster import RANKS_VARY, Cluster
-from launcher.errors import UserError
+from launcher.errors import StoppedEarly, UserError
 from launcher.plan import RunPlan
 from launcher.recipe import Recipe
 from launcher.run_dir import RunDir
@@ -255,6 +257,19 @@ def test_a_run_at_work_keeps_its_plan() -> None:
     with another_process_at_work() as pid, pytest.raises(UserError, match=f"being worked on by process {pid}"):
         open_run("stages.full.epochs=3")
     assert run.plan.read_bytes() == before
+
+
+def test_the_next_attempt_of_a_job_waits_for_what_is_left_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(open_run().path)
+    run_lock._held.pop(run.path.resolve()).close()
+    monkeypatch.setenv("THAWLINE_ATTEMPT", "attempt-1")
+    monkeypatch.setattr(run_lock, "PATIENCE_S", 0.0)
+    with another_process_at_work() as pid, pytest.raises(StoppedEarly, match=f"process {pid} of an earlier attempt"):
+        run_lock.take(run)
+    monkeypatch.setattr(run_lock, "PATIENCE_S", 60.0)
+    with another_process_at_work() as pid:
+        threading.Timer(0.5, lambda: os.kill(pid, signal.SIGKILL)).start()
+        run_lock.take(run)
 
 
 def test_a_finished_run_of_another_recipe_is_refused_too() -> None:

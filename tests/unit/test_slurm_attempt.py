@@ -140,6 +140,35 @@ def test_the_job_of_one_stage_is_done_with_its_proof(
     assert not (attempt(run) / "requeue").exists()
 
 
+def test_a_stage_is_not_done_by_another_whose_name_ends_alike(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THAWLINE_UNTIL_STAGE", "head")
+    run.proof(0, "warm-head").parent.mkdir(parents=True)
+    run.proof(0, "warm-head").write_text("{}")
+    (attempt(run) / "hung").write_text("rank 1 hangs")
+    assert end(run, attempt(run), 3, srun_code=137).exit_code == TrainingFailed.exit_code
+    assert (attempt(run) / "requeue").exists()
+
+
+def test_what_is_left_of_an_earlier_attempt_does_not_judge_this_one(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM lost sight of a node, and its rank ended only now."""
+    old, new = attempt(run, 0), attempt(run, 1)
+    begin(run, new, 3)
+    assert (old / "stop").exists()
+    assert not (new / "stop").exists()
+    monkeypatch.setenv("THAWLINE_ATTEMPT", str(old))
+    rank_error.record(run, 1, ConnectionError("Connection reset by peer"))
+    (new / "rc.1").write_text("")  # its node went off while it was written
+    say(run, "finished")
+    assert judge(run, new, 0).exit_code == 0
+    say(run, "running")
+    assert judge(run, new, 143).exit_code == 143
+    monkeypatch.setenv("THAWLINE_ATTEMPT", str(new))
+    rank_error.record(run, 1, ConnectionError("Connection reset by peer"))
+    assert judge(run, new, 143).exit_code == TrainingFailed.exit_code
+
+
 def test_ranks_that_all_end_well_without_finishing_are_no_success(run: RunDir) -> None:
     assert judge(run, attempt(run), 0).exit_code == EnvironmentProblem.exit_code
 

@@ -93,9 +93,9 @@ def test_without_sbatch_it_is_the_environments_problem(tmp_path: Path) -> None:
 
 def test_dry_run_prints_the_script_and_asks_nobody(tmp_path: Path) -> None:
     path = stand_in(tmp_path / "bin", "exit 1")
-    done = command(recipe(tmp_path), "--run-dir", tmp_path / "run", "--dry-run", "--nodes", "3", path=path)
+    done = command(recipe(tmp_path), "--run-dir", tmp_path / "run", "--dry-run", "--nodes", "4", path=path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("#!/bin/bash\n#SBATCH --job-name=tiny\n#SBATCH --nodes=3\n")
+    assert done.stdout.startswith("#!/bin/bash\n#SBATCH --job-name=tiny\n#SBATCH --nodes=4\n")
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "bin" / "asked").exists()
 
@@ -110,6 +110,25 @@ def test_submit_asks_whether_it_could_start_then_submits(tmp_path: Path) -> None
     assert asked == [f"--test-only {run}/slurm/job.sbatch", f"--parsable {run}/slurm/job.sbatch"]
     assert (run / "slurm" / "417" / "job.sbatch").read_text() == (run / "slurm" / "job.sbatch").read_text()
     assert (run / "slurm" / "job_id").read_text() == "417\n"
+
+
+def test_the_shells_variables_for_sbatch_do_not_overrule_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", stand_in(tmp_path / "bin", f"env | grep ^SBATCH_ | sort >{tmp_path}/seen; echo 5"))
+    for name in ("PARTITION", "ACCOUNT", "NO_REQUEUE", "OUTPUT"):
+        monkeypatch.setenv(f"SBATCH_{name}", "theirs")
+    slurm_submit.submit(slurm_submit.Request(recipe(tmp_path), (), tmp_path / "run", {"partition": "fast"}))
+    assert (tmp_path / "seen").read_text() == "SBATCH_ACCOUNT=theirs\n", "what the recipe leaves open"
+
+
+@pytest.mark.parametrize(
+    ("state", "is_over"), [("REQUEUE_HOLD", False), ("STAGE_OUT", False), ("NODE_FAIL", True), ("TIMEOUT", True)]
+)
+def test_a_job_is_over_only_in_a_state_that_is_final(state: str, is_over: bool) -> None:
+    found = slurm_queue.parse("7", f"JobId=7 JobState={state} Reason=None")
+    assert found is not None
+    assert found.is_over is is_over
 
 
 def test_a_run_has_one_job_at_a_time(tmp_path: Path) -> None:
@@ -235,21 +254,26 @@ SAYS = {
 
 
 def run_script(
-    folder: Path, *hosts: str, term_at: str = "never", counts: tuple[int, ...] = ()
+    folder: Path,
+    *hosts: str,
+    term_at: str = "never",
+    counts: tuple[int, ...] = (),
+    setup: tuple[str, ...] = (),
+    squeue: str = SAYS["squeue"],
 ) -> tuple[subprocess.CompletedProcess[str], str]:
     """Run the job's script to its end; what it called comes back beside. ``term_at``: what a TERM ends."""
     (folder / "bin").mkdir()
-    for name, text in SAYS.items():
+    for name, text in (SAYS | {"squeue": squeue}).items():
         (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / "bin" / name).chmod(0o755)
     job = Job("tiny", folder / "recipe.yaml", folder / "run", folder / "bin" / "python", node_counts=counts)
-    (folder / "job").write_text(render(Slurm(hang_timeout=None), job))
+    (folder / "job").write_text(render(Slurm(hang_timeout=None, setup=list(setup)), job))
     facts = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "SLURM_NNODES": str(len(hosts))}
     ours = {"HOSTS": "\n".join(hosts), "CALLS": str(folder / "calls"), "TERM_AT": term_at}
     path = {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
-        ["bash", folder / "job"], capture_output=True, text=True, check=False, timeout=60,
-        env=os.environ | facts | ours | path,
+        ["bash", "-c", 'MAIN=$$ exec bash "$0"', folder / "job"], capture_output=True, text=True, check=False,
+        timeout=60, env=os.environ | facts | ours | path,
     )  # fmt: skip
     return done, (folder / "calls").read_text()
 
@@ -263,6 +287,21 @@ def test_a_term_that_comes_early_stops_the_job_as_a_later_one_does(tmp_path: Pat
     assert "--srun-code 143" in calls or (moment == "node_task" and "--srun-code 0" not in calls)
     assert calls.endswith("requeue 7\n")
     assert ("srun --nodes=1" in calls) == (moment == "node_task")
+
+
+def test_a_signal_during_the_set_up_lines_stops_the_job_as_a_later_one_does(tmp_path: Path) -> None:
+    done, calls = run_script(tmp_path, "n1", setup=("kill -USR1 $$", "THAWLINE_UNTIL_STAGE=x run=/elsewhere"))
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert (tmp_path / "run" / "slurm" / "7" / "attempt-0" / "stop").exists()
+    assert calls.endswith("requeue 7\n")
+
+
+def test_a_job_that_is_cancelled_while_the_queue_answers_is_not_queued_again(tmp_path: Path) -> None:
+    answer = '[ -e "$CALLS.asked" ] && echo COMPLETING && exit; touch "$CALLS.asked"; kill -TERM "$MAIN"; echo RUNNING'
+    done, calls = run_script(tmp_path, "n1", squeue=answer)
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert "not queued again by this script: the job is COMPLETING" in done.stdout
+    assert "requeue 7" not in calls
 
 
 @pytest.mark.parametrize(("counts", "used"), [((), 3), ((4, 3, 2), 3), ((4, 2), 2)])

@@ -68,6 +68,15 @@ def test_golden(name: str) -> None:
     assert render(Slurm(**options), job) == (GOLDEN / f"{name}.sbatch").read_text(encoding="utf-8")
 
 
+def test_no_set_up_line_is_an_option_of_sbatch() -> None:
+    lines = render(Slurm(setup=["#SBATCH --output=/elsewhere"]), JOB).splitlines()
+    first_command = next(index for index, line in enumerate(lines) if line and not line.startswith("#"))
+    assert first_command < lines.index("#SBATCH --output=/elsewhere")
+    assert sum(line.startswith("#SBATCH") for line in lines[:first_command]) == sum(
+        line.startswith("#SBATCH") for line in render(Slurm(), JOB).splitlines()
+    )
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_every_golden_script_is_bash(name: str) -> None:
     parsed = subprocess.run(["bash", "-n", GOLDEN / f"{name}.sbatch"], capture_output=True, text=True, check=False)
@@ -222,7 +231,7 @@ def test_what_is_wrong_comes_at_once_with_what_is_right(tmp_path: Path) -> None:
         "slurm.account: text 'a b' is not allowed; it takes a name of letters, digits and _ . , @ + -, or null" in text
     )
     assert "slurm.launcher: 'mpirun' is not allowed; it takes torchrun or accelerate" in text
-    assert "slurm.sbatch_arguments.0: '--output=x' is set by the script" in text
+    assert "slurm.sbatch_arguments.0: '--output=x': the script sets it" in text
 
 
 @pytest.mark.parametrize(
