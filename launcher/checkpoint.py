@@ -26,6 +26,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from launcher.distributed import Runtime
+from launcher.errors import UserError
 from launcher.run_dir import CheckpointName, RunDir, parse_checkpoint, sync_folder, write_atomic
 
 log = logging.getLogger(__name__)
@@ -120,22 +121,37 @@ def write(run_dir: RunDir, runtime: Runtime, position: Position, write_parts: Ca
     return Saved(final, position)
 
 
-def newest(run_dir: RunDir) -> Saved | None:
+def newest(run_dir: RunDir, say: Callable[[str], None] = log.warning) -> Saved | None:
     """The newest checkpoint that verifies; says of each newer one what is wrong with it, and puts it aside.
 
     Called by the first rank alone.
+
+    Raises: UserError when there is trained work and none of it verifies; all stays as it is.
     """
+    damaged: dict[Path, str] = {}
+    saved = None
+    is_trained = False
     for name in reversed(_names(run_dir)):
         folder = run_dir.checkpoint(name.stage_index, name.stage, name.step)
         problems = verify(folder)
         if not problems:
-            return Saved(folder, Position.model_validate_json((folder / STATE).read_text()))
-        log.warning("checkpoint %s is damaged (%s); falling back to the one before", folder.name, "; ".join(problems))
+            saved = Saved(folder, Position.model_validate_json((folder / STATE).read_text()))
+            break
+        damaged[folder] = f"checkpoint {folder.name} is damaged ({'; '.join(problems)})"
+        is_trained = is_trained or name.step > 0 or name.stage_index > 0
+    if is_trained and saved is None:
+        listed = "\n".join(f"  {line}" for line in damaged.values())
+        raise UserError(
+            f"nothing of {run_dir.path} can be gone on from:\n{listed}\n"
+            "Restore one of them, or begin anew in another --run-dir"
+        )
+    for folder, line in damaged.items():
+        say(f"{line}: falling back to the one before")
         # Under another name: `retain` counts the newest, and must not keep this one for a whole one's sake.
         aside = folder.with_name(DAMAGED + folder.name)
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
-    return None
+    return saved
 
 
 def stage_start(run_dir: RunDir, stage_index: int) -> Saved | None:

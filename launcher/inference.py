@@ -37,6 +37,10 @@ def evaluate(run_dir: RunDir, split: str = "validation") -> dict[str, float]:
     recipe = plan.recipe
     hub_access.stay_offline_if_unreachable(recipe)
     splits = data.load(recipe.data, recipe.task, Path(plan.recipe_dir))
+    if found := splits.facts().differences(plan.data):
+        raise UserError(
+            f"the data is not what the run was planned with: {'; '.join(found)}; restore it to evaluate on it"
+        )
     rows = {"train": splits.train, "validation": splits.validation, "test": splits.test}.get(split)
     if rows is None:
         there = [name for name in ("train", "validation", "test") if getattr(splits, name) is not None]

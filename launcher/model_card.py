@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from launcher import __version__, recipe_io
 from launcher.plan import RunPlan, StagePlan
@@ -57,14 +58,15 @@ def _front_matter(plan: RunPlan) -> str:
         f"library_name: {'torchvision' if is_torchvision else 'transformers'}",
         f"pipeline_tag: {PIPELINES[plan.recipe.task.kind]}",
     ]
-    if not is_torchvision and model.weights == "pretrained" and HUB_ID.fullmatch(model.source):
+    is_folder = any((base / model.source).is_dir() for base in (Path(plan.recipe_dir), Path()))
+    if not is_torchvision and model.weights == "pretrained" and HUB_ID.fullmatch(model.source) and not is_folder:
         lines.append(f"base_model: {model.source}")
     return "\n".join(["---", *lines, "tags: [thawline]", "---"])
 
 
 def _results(plan: RunPlan, metrics: Mapping[str, float], checkpoint: str | None) -> str:
     if not metrics:
-        return "Not measured: the recipe evaluates nothing."
+        return "Not measured: the last stage evaluates nothing."
     rows = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
     if plan.data.majority is not None and "accuracy" in metrics:
         rows.append(f"| accuracy of always the most common label | {plan.data.majority:.4f} |")

@@ -23,7 +23,7 @@ from launcher.batches import TrainingBatches, Window, evaluation_batches
 from launcher.checkpoint import Best, Position, Saved
 from launcher.cluster import ranks_vary
 from launcher.distributed import running_statistics, seed_step
-from launcher.errors import Interrupted, StoppedEarly, ThawlineError, TrainingFailed, UserError
+from launcher.errors import UserError
 from launcher.evaluation import evaluate
 from launcher.gradient_witness import GradientWitness
 from launcher.handover import open_stage, write_model, write_optimizer
@@ -33,6 +33,7 @@ from launcher.micro_size import smallest_micro_batch
 from launcher.plan import StagePlan
 from launcher.run import Run
 from launcher.run_dir import write_atomic
+from launcher.stage_errors import diverged, finite, refuse_diverged, stopped, untrainable
 
 log = logging.getLogger(__name__)
 MOST_SKIPPED = 40
@@ -88,7 +89,7 @@ def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) 
     progress = Progress(
         step=resume.position.step if resume else 0,
         best=position.best if stage.settings.evaluate.best else None,  # without one, the last weights are exported
-        metrics=position.metrics,
+        metrics=resume.position.metrics if resume else {},  # an earlier stage's are of other weights
         had_gradient=set(resume.position.had_gradient) if resume else set(),
         memory=memory,
     )
@@ -155,19 +156,21 @@ def train_step(run: Run, stage: StagePlan, engine: Engine, window: Window, progr
         with engine.accumulate(last=number == len(window.micro)):
             # Nothing here may hold on to the outputs: the logits can be the largest tensor there is.
             loss = run.task.loss(run.logits(progress.memory.forward(engine, on_device.model_inputs)), on_device)
+            if not loss.requires_grad:
+                raise untrainable(stage)
             engine.backward(loss * (runtime.ranks / size))
             progress.memory.after_backward(engine)
         loss_sum += loss.detach()
     [loss_total] = runtime.sum(float(loss_sum))
     if not math.isfinite(loss_total):
-        raise diverged(run, stage, window, progress, f"the loss is {loss_total / size}")
+        raise diverged(run, stage, window, progress.step + 1, f"the loss is {loss_total / size}")
     result: StepResult = engine.step()
     progress.memory.after_step(engine)
     is_taken = result.taken and math.isfinite(result.grad_norm)
     progress.skipped = 0 if is_taken else progress.skipped + 1
     # fp16 skips a step now and then while it looks for a loss scale; it halves the scale each time.
     if progress.skipped > (MOST_SKIPPED if engine.scales_loss else 0):
-        raise diverged(run, stage, window, progress, f"the gradient's norm is {result.grad_norm}")
+        raise diverged(run, stage, window, progress.step + 1, f"the gradient's norm is {result.grad_norm}")
     runtime.average_buffers(engine.module)
     progress.step += 1
     progress.meter.add(loss_total, size, samples, tokens, time.perf_counter() - began)
@@ -204,14 +207,13 @@ def measure(run: Run, stage: StagePlan, engine: Engine, progress: Progress) -> b
     )  # fmt: skip
     measured = evaluate(lambda inputs: run.logits(engine.forward(inputs)), batches, run.task, run.runtime.device)
     progress.metrics = run.runtime.broadcast(measured)  # a last bit that differs must not part the ranks at `is_best`
+    refuse_diverged(run, stage, progress.step, progress.metrics)
     stages.set_modes(engine.module, stage)
     run.tracker.evaluated(progress.step, progress.step / stage.steps_per_epoch, "validation", progress.metrics)
     metric = stage.settings.evaluate.best
     if metric is None:
         return False
     value, best = progress.metrics[metric], progress.best
-    if math.isnan(value):
-        return False
     sign = 1.0 if run.task.best_direction[metric] == "max" else -1.0
     if best is not None and best.metric == metric and sign * value <= sign * best.value:
         return False
@@ -224,7 +226,7 @@ def finish_stage(
     run: Run, stage: StagePlan, engine: Engine, start: Saved, before: dict[str, str], progress: Progress
 ) -> Saved:
     """Prove what changed and what did not, and write the stage's end."""
-    after = run.agree_on_digests(stages.digests(engine.parameters()))
+    after = run.agree_on_digests(stages.digests(finite(run, stage, engine.parameters())))
     had_gradient = {name for names in run.runtime.gather(sorted(progress.had_gradient)) for name in names}
     proof = stages.proof(stage, before, after, had_gradient, engine.describe())
     if run.runtime.is_first:
@@ -293,25 +295,3 @@ def report_training(run: Run, stage: StagePlan, progress: Progress, learning_rat
         memory_bytes=run.peak_memory_bytes(),
     )
     progress.meter = Meter()
-
-
-def stopped(run: Run, saved: Saved) -> ThawlineError:
-    """What ends a run that was asked to stop, once ``saved`` is on the disk."""
-    kind: type[ThawlineError] = Interrupted if run.stop.is_interrupt else StoppedEarly
-    at = saved.position
-    return kind(
-        f"stopped after step {at.step} of stage {at.stage}, saved as {saved.folder.name}; "
-        f"go on with: {run.run_dir.going_on()}"
-    )
-
-
-def diverged(run: Run, stage: StagePlan, window: Window, progress: Progress, what: str) -> TrainingFailed:
-    """The error for a step that must not be taken, with the rows that were in it; all ranks must reach this."""
-    mine = [row for batch in window.micro for row, weight in zip(batch.ids, batch.weights, strict=True) if weight]
-    rows = [row for part in run.runtime.gather(mine) for row in part]
-    shown = ", ".join(rows[:64]) + (f" and {len(rows) - 64} more" if len(rows) > 64 else "")
-    return TrainingFailed(
-        f"{what} at step {progress.step + 1} of {stage.steps} in stage {stage.name}; rows of the batch: {shown}. "
-        "The weights before this step are in the newest checkpoint; try a lower learning rate, clip_grad_norm, "
-        "or precision fp32"
-    )

@@ -30,9 +30,10 @@ from launcher.plan import RunPlan
 from launcher.run import Run
 from launcher.run_dir import RunDir
 from launcher.session import Session
+from launcher.stage_errors import stopped
 from launcher.stop import StopRequest
 from launcher.tracking import open_tracker
-from launcher.train import stopped, train_stage
+from launcher.train import train_stage
 from launcher.weights import named_state, write_weights
 
 log = logging.getLogger(__name__)
@@ -102,11 +103,14 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
     task = tasks.bind(recipe.task, recipe.data, processor, plan.labels, config)
     if runtime.is_first:
         checkpoint.clear_unfinished(run_dir)
-    saved = runtime.made_by_first(lambda: checkpoint.newest(run_dir))
+    damaged: list[str] = []
+    saved = runtime.made_by_first(lambda: checkpoint.newest(run_dir, damaged.append))
     resumed_from = (saved.position.stage_index, saved.position.step) if saved else None
     tracker = open_tracker(run_dir, plan, runtime.is_first, resumed_from)
     run = Run(plan, run_dir, runtime, splits, task, tracker, stop)
     with tracker:
+        for line in damaged:
+            tracker.say(line)
         last = train_stages(run, saved or first_checkpoint(run))
         if runtime.is_first and last.position.is_stage_end and last.position.stage == plan.stages[-1].name:
             finish(run, last, processor)

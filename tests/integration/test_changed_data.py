@@ -32,3 +32,7 @@ def test_a_run_refuses_to_go_on_with_a_changed_row(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     file.write_text("\n".join(ROWS))
     thawline("resume", run)
+    file.write_text("\n".join([*ROWS, "a day of hail,a"]))
+    measured = thawline("evaluate", run, check=False)
+    assert measured.returncode == 2, measured.stderr
+    assert "the data is not what the run was planned with: " in measured.stderr

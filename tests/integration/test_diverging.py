@@ -32,4 +32,20 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_rows(tmp_path: Pat
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "failed"
     newest = (run / "LATEST").read_text().strip()
+    assert f"The newest checkpoint is {newest}. " in done.stderr
     assert newest == f"00-wild-step-{int(found[3]) - 1:08d}"
+
+
+def test_what_diverges_at_the_last_step_is_neither_finished_nor_exported(tmp_path: Path) -> None:
+    file = recipe(
+        tmp_path,
+        [{"name": "wild", "train": ["all"], "steps": 1}],
+        model={"source": str(tiny_bert(tmp_path / "bert")), "weights": "random"},
+        optimizer={"kind": "sgd", "learning_rate": 1.0e36},
+        schedule={"kind": "constant"},
+    )
+    run = tmp_path / "run"
+    done = thawline("run", file, "--run-dir", run, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "the validation loss is nan after step 1 of 1 in stage wild. The newest checkpoint is 00-wild" in done.stderr
+    assert not (run / "model").exists()

@@ -21,6 +21,9 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 def test_a_stage_without_best_exports_the_last_weights_whatever_was_best_before(tmp_path: Path) -> None:
     model = {"source": str(tiny_bert(tmp_path / "bert")), "weights": "random"}
     last = {"name": "last", "train": ["head"], "steps": 3, "evaluate": {"every": "1st", "best": None}}
-    file = recipe(tmp_path, [{"name": "first", **STAGE}, last], model=model)
-    thawline("run", file, "--run-dir", tmp_path / "run")
-    assert same(weights(tmp_path / "run"), read_weights(tmp_path / "run/checkpoints/01-last-step-00000003/model"))
+    unseen = {"name": "unseen", "train": ["head"], "steps": 1, "evaluate": {"every": "never", "best": None}}
+    file = recipe(tmp_path, [{"name": "first", **STAGE}, last, unseen], model=model)
+    done = thawline("run", file, "--run-dir", tmp_path / "run")
+    assert same(weights(tmp_path / "run"), read_weights(tmp_path / "run/checkpoints/02-unseen-step-00000001/model"))
+    assert "Not measured" in (tmp_path / "run/model/README.md").read_text(), "what an earlier stage measured is not it"
+    assert "majority class" not in done.stdout.splitlines()[-1]

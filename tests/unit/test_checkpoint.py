@@ -14,6 +14,7 @@ import torch
 from launcher import checkpoint, walk
 from launcher.checkpoint import Best, Position, Saved
 from launcher.distributed import Runtime
+from launcher.errors import UserError
 from launcher.run_dir import RunDir
 
 ALONE = Runtime(rank=0, ranks=1, local_rank=0, device=torch.device("cpu"))
@@ -199,9 +200,19 @@ def test_a_damaged_checkpoint_is_put_aside_and_does_not_count_for_a_whole_one(ru
 def test_nothing_to_resume_from(run_dir: RunDir, tmp_path: Path) -> None:
     assert checkpoint.newest(RunDir(tmp_path / "nowhere")) is None
     assert checkpoint.newest(run_dir) is None
-    [only] = written(run_dir, position(2))
-    spoil(only)
-    assert checkpoint.newest(run_dir) is None
+    [first] = written(run_dir, position(0))
+    spoil(first)
+    assert checkpoint.newest(run_dir) is None, "nothing was trained yet"
+
+
+def test_where_all_that_was_trained_is_damaged_nothing_is_begun_anew(run_dir: RunDir) -> None:
+    for saved in written(run_dir, position(0), position(2)):
+        spoil(saved)
+    before = names(run_dir)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"00-a-step-00000002 is damaged .*\n.*00-a-step-00000000 is damaged"):
+            checkpoint.newest(run_dir)
+    assert names(run_dir) == before
 
 
 # --- order and stages -------------------------------------------------------------------------------------------------
