@@ -86,10 +86,9 @@ def plan(
 
     Ends with code 3 if a stage does not fit the GPUs. Times are estimates, under the assumptions that are told.
     """
-    import gc
-
     from launcher import cluster, hub_access, memory_table, plan_table, recipe_io, session
     from launcher.errors import EnvironmentProblem, UserError
+    from launcher.light_imports import light_imports
     from launcher.plan import plan_json
 
     if compare and (as_json or explain or plot or any((gpus, gpu_memory, gpu_kind, host_memory, ranks))):
@@ -100,11 +99,8 @@ def plan(
     else:
         machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks, gpu_kind)
     hub_access.stay_offline_if_unreachable(checked)
-    gc.disable()  # it would look through all that is imported, again and again: an eighth of the command's time
-    from launcher import survey  # takes seconds to import: mistakes that need no model or data are told before
-
-    gc.freeze()
-    gc.enable()
+    with light_imports():
+        from launcher import survey  # takes seconds to import: mistakes that need no model or data are told before
 
     with survey.foresee(checked, recipe.resolve().parent, machines, origins, model_config) as seen:
         for assumption in seen.assumptions:
