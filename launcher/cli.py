@@ -79,7 +79,7 @@ def plan(
     model_config: Annotated[Path | None, typer.Option(help="A config.json to take instead of the model's own.")] = None,
     explain: Annotated[str | None, typer.Option(metavar="STAGE", help="What takes this stage's memory.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it, under each strategy.")] = None,
-    compare: Annotated[Path | None, typer.Option(metavar="RUN", help="Its memory, for its cluster.")] = None,
+    compare: Annotated[Path | None, typer.Option(metavar="RUN", help="Its memory and time beside the plan's.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a run would do: stages, parameters, learning rates, steps, batches, memory. Downloads no weights.
