@@ -86,10 +86,11 @@ def plan(
 
     Ends with code 3 if a stage does not fit the GPUs. Times are estimates, under the assumptions that are told.
     """
-    from launcher import cluster, hub_access, memory_table, plan_table, recipe_io, session
+    from launcher import cluster, free_space, hub_access, memory_table, plan_table, recipe_io, session
     from launcher.errors import EnvironmentProblem, UserError
     from launcher.light_imports import light_imports
     from launcher.plan import plan_json
+    from launcher.run_dir import RunDir
 
     if compare and (as_json or explain or plot or any((gpus, gpu_memory, gpu_kind, host_memory, ranks))):
         raise UserError("--compare shows the plan for the cluster of that run, as a table: leave out the other options")
@@ -105,6 +106,8 @@ def plan(
     with survey.foresee(checked, recipe.resolve().parent, machines, origins, model_config) as seen:
         for assumption in seen.assumptions:
             print(f"thawline: assumed, without the hub: {assumption}", file=sys.stderr)
+        if narrow := free_space.warning(seen.plan, RunDir(session.RUNS / checked.name)):
+            print(f"thawline: {narrow}", file=sys.stderr)
         if as_json:
             _print(plan_json(seen.plan))
         elif compare:

@@ -16,6 +16,7 @@ from launcher import (
     data,
     distributed,
     export,
+    free_space,
     hub_access,
     models,
     session,
@@ -107,6 +108,8 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
     tracker = open_tracker(run_dir, plan, runtime.is_first, resumed_from)
     run = Run(plan, run_dir, runtime, splits, task, tracker, stop)
     with tracker:
+        if narrow := free_space.warning(plan, run_dir):
+            tracker.say(narrow)
         last = train_stages(run, saved or first_checkpoint(run))
         if runtime.is_first and last.position.is_stage_end and last.position.stage == plan.stages[-1].name:
             finish(run, last, processor)

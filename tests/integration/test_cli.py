@@ -61,10 +61,12 @@ def test_starts_without_torch(arguments: list[str]) -> None:
 
 
 def test_plans_without_what_no_plan_calls() -> None:
-    """Of a text model whose data is out of reach; each of these would take half a second or more."""
+    """Of a text model whose data is out of reach; each of these would take half a second or more. Its checkpoints take
+    more than there is."""
     program = (
         "import sys\nfrom launcher.cli import main\n"
-        "sys.argv = ['thawline', 'plan', 'recipes/llama8b_zero3.yaml', '--gpus', '8', '--gpu-memory', '80GiB']\n"
+        "sys.argv = ['thawline', 'plan', 'recipes/llama8b_zero3.yaml', '--gpus', '8', '--gpu-memory', '80GiB',\n"
+        "    '--nodes', '16', '--set', 'model.source=meta-llama/Llama-3.1-405B', '--set', 'batch.global_size=256']\n"
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
         "from transformers.utils.import_utils import create_import_structure_from_path as sources\n"
         "print('TWICE', sources.cache_info().hits > 100)\n"
@@ -75,7 +77,8 @@ def test_plans_without_what_no_plan_calls() -> None:
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    assert "full" in ended.stdout
+    assert "thawline: runs/llama8b-zero3: " in ended.stderr
+    assert "the checkpoints of stage full may take" in ended.stderr
     assert ended.stdout.splitlines()[-2:] == ["TWICE True", "SLOW"]
 
 
