@@ -66,4 +66,5 @@ def written_bytes(run: RunDir) -> int:
 
 
 def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.3g} GiB"
+    size = num_bytes / GIB
+    return f"{size:,.0f} GiB" if size >= 100 else f"{size:.3g} GiB"

@@ -46,12 +46,16 @@ def test_what_may_not_find_room_is_said_with_what_to_do(
 ) -> None:
     run = RunDir(tmp_path / "not" / "there" / "yet")
     asked = with_free(monkeypatch, 39.5)
+    stage = plan.stages[1]
+    huge = DiskPlan(checkpoint_bytes=4542 * GIB, model_bytes=1512 * GIB, most_bytes=25725 * GIB)
+    larger = plan.model_copy(update={"stages": [stage.model_copy(update={"disk": huge})]})
+    assert "may take 25,725 GiB (each 4,542 GiB, and" in str(free_space.warning(larger, run))
     told = free_space.warning(plan, run)
     assert told == (
         f"{run.path}: 39.5 GiB are free there on this machine, and the checkpoints of stage full may take 40 GiB (each "
         "8 GiB, and checkpoint.keep is 2); make room, lower checkpoint.keep, or choose another --run-dir"
     )
-    assert asked == [tmp_path], "the nearest folder that is there"
+    assert asked == 2 * [tmp_path], "the nearest folder that is there"
     with_free(monkeypatch, 40)
     assert free_space.warning(plan, run) is None
 
