@@ -9,6 +9,7 @@ counts on fake tensors, measured what autograd's saved-tensor hooks see in a rea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,17 +74,15 @@ def rows() -> Iterator[tuple[str, str, bool, int, int]]:
     for name, (argument, build, shapes) in MODELS.items():
         with init_empty_weights(include_buffers=False):
             outline = build().train()
-        real = build().train()
+        real: Any = build().train()
         if hasattr(real, "config"):
             real.config.pad_token_id = 0
         for checkpoints in (False, True):
             if checkpoints:
                 recompute.enable(real)
             for shape in shapes:
-                counted = activations.count(
-                    outline, lambda shape=shape, argument=argument: inputs_of(argument, shape, is_real=False),
-                    "cpu", "fp32", is_cast=False, checkpoints=checkpoints,
-                )  # fmt: skip
+                given = partial(inputs_of, argument, shape, is_real=False)
+                counted = activations.count(outline, given, "cpu", "fp32", is_cast=False, checkpoints=checkpoints)
                 saved = SavedTensors(real)
                 with saved:
                     real(**inputs_of(argument, shape, is_real=True))

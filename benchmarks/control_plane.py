@@ -101,7 +101,7 @@ def _store(ranks: int, folder: Path, timed: Timed) -> None:
     """Each client does what a rank does first: says its address, waits for all, reads those of its neighbours."""
     from datetime import timedelta
 
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch names it without exporting it
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))

@@ -88,8 +88,16 @@ def predicted(run: plan.RunPlan, facts: ModelFacts, inputs: dict[str, torch.Tens
         is_cast=stage.is_cast,
         checkpoints=stage.settings.gradient_checkpointing is True,
     )
-    saved = fit.stage_disk(stage, facts).checkpoint_bytes
-    return dataclasses.asdict(states) | {"activations": counted.saved, "checkpoint": saved}
+    plain, whole = (fit.stage_disk(each, facts) for each in (stage, for_any_ranks(stage)))
+    by_name = whole.checkpoint_bytes - plain.checkpoint_bytes - plain.model_bytes
+    files = {"checkpoint": plain.checkpoint_bytes, "optimizer_by_name": by_name}
+    return dataclasses.asdict(states) | {"activations": counted.saved} | files
+
+
+def for_any_ranks(stage: plan.StagePlan) -> plan.StagePlan:
+    """The stage in a job that may lose a node, whose checkpoints have model and optimizer by name besides."""
+    slurm = stage.settings.slurm.model_copy(update={"nodes": 2, "min_nodes": 1})
+    return stage.model_copy(update={"settings": stage.settings.model_copy(update={"slurm": slurm})})
 
 
 def built(run: plan.RunPlan, runtime: distributed.Runtime) -> backends.Engine:
@@ -110,7 +118,7 @@ def measured(
     run: plan.RunPlan, runtime: distributed.Runtime, inputs: dict[str, torch.Tensor], folder: Path
 ) -> tuple[dict[str, int], list[str]]:
     """The bytes that this rank really holds: gradients between two micro-batches, the rest after the step; those of the
-    checkpoint that all write to ``folder``; and the digests of what it computed."""
+    optimizer's state by name and of the checkpoint that all write to ``folder``; the digests of what it computed."""
     stage = run.stages[0]
     engine = built(run, runtime)
     gradients = saved_bytes = 0
@@ -132,6 +140,8 @@ def measured(
     engine.save(folder)
     runtime.barrier()
     held["checkpoint"] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    named = engine.optimizer_state(optim.STATE_KEYS[stage.settings.optimizer.kind])
+    held["optimizer_by_name"] = sum(tensor.nbytes for _, _, tensors in named for tensor in tensors.values())
     runtime.barrier()
     computed += [(name, value.clone()) for name, value in engine.parameters()]
     computed += [(name, buffer.clone()) for name, buffer in engine.module.named_buffers()]

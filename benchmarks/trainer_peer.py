@@ -26,14 +26,15 @@ from transformers import (
     TrainingArguments,
 )
 
-from launcher import data, transformers_models
+from launcher import data
 from launcher.order import order
 from launcher.plan import RunPlan, StagePlan
+from launcher.transformers_source import locate
 
 RANKS = int(os.environ.get("WORLD_SIZE", "1"))
 
 
-class StepClock(TrainerCallback):
+class StepClock(TrainerCallback):  # type: ignore[misc]  # transformers' classes are Any here
     """Notes when each optimizer step ended."""
 
     def __init__(self) -> None:
@@ -78,12 +79,13 @@ def main(plan_path: Path, result: Path, warm_up_steps: int) -> None:
     plan = RunPlan.model_validate_json(plan_path.read_text())
     (stage,) = plan.stages
     recipe, recipe_dir = plan.recipe, Path(plan.recipe_dir)
-    source = transformers_models.locate(recipe.model, recipe_dir)
+    source = locate(recipe.model, recipe_dir)
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=len(plan.labels or []))
 
     rows = data.load(recipe.data, recipe.task, recipe_dir).train
-    taken = rows.take(order(stage.settings.seed, stage.index, 0, len(rows))[: stage.steps * stage.batch.global_size])
+    indices = order(stage.settings.seed, stage.index, 0, len(rows))[: stage.steps * stage.batch.global_size]
+    taken = rows.take(indices.tolist())
     encoded = tokenizer([row["text"] for row in taken], truncation=True, max_length=recipe.data.max_length)
     features = [
         {name: encoded[name][index] for name in encoded} | {"label": int(row["label"])}

@@ -82,7 +82,7 @@ def thawline(recipe: Path, run_dir: Path, ranks: int, steps: int) -> float:
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     ended = {record["step"]: record["time"] for record in records if "learning_rate" in record}
     global_size = json.loads((run_dir / "plan.json").read_text())["stages"][0]["batch"]["global_size"]
-    return (steps - WARM_UP_STEPS) * global_size / (ended[steps] - ended[WARM_UP_STEPS])
+    return float((steps - WARM_UP_STEPS) * global_size / (ended[steps] - ended[WARM_UP_STEPS]))
 
 
 def trainer(plan: Path, folder: Path, ranks: int) -> float:
@@ -106,12 +106,11 @@ def compare(folder: Path, ranks: int, pairs: int, steps: int) -> Comparison:
     ours: list[float] = []
     theirs: list[float] = []
     for pair in range(pairs):
-        turns = [
-            lambda pair=pair: ours.append(thawline(recipe, folder / f"run-{ranks}-{pair}", ranks, steps)),
-            lambda: theirs.append(trainer(first / "plan.json", folder, ranks)),
-        ]
-        for turn in turns if pair % 2 == 0 else turns[::-1]:
-            turn()
+        for is_ours in (True, False) if pair % 2 == 0 else (False, True):
+            if is_ours:
+                ours.append(thawline(recipe, folder / f"run-{ranks}-{pair}", ranks, steps))
+            else:
+                theirs.append(trainer(first / "plan.json", folder, ranks))
         print(
             f"ranks {ranks}  pair {pair + 1}/{pairs}  thawline {ours[-1]:7.1f}  Trainer {theirs[-1]:7.1f}  samples/s",
             flush=True,

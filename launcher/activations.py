@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
 from launcher import recompute
@@ -108,20 +107,21 @@ def inputs_of(task: Task, processor: Any, batch_size: int, length: int) -> dict[
 
 
 def _fake(module: nn.Module, device: Device, dtype: torch.dtype, meter: FlopMeter) -> None:
-    """Replace parameters and buffers by fake ones of the same shapes; what was one tensor stays one, and what is such a
-    fake already stays."""
-    made: dict[torch.Tensor, torch.Tensor] = {}  # a tensor's hash is its identity, and its key keeps it alive
+    """Replace parameters and buffers by fake ones of the same shapes; what was one tensor stays one, and what was fake
+    in this dtype before is taken again."""
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor not in made:
-            wanted = dtype if tensor.is_floating_point() else tensor.dtype
-            is_made = isinstance(tensor, FakeTensor) and tensor.fake_mode is meter
-            if is_made and tensor.dtype == wanted and tensor.device.type == device:
-                return tensor
+        wanted = dtype if tensor.is_floating_point() else tensor.dtype
+        alike = meter.fakes.setdefault(tensor, {})  # a tensor's hash is its identity, and its key keeps it alive
+        if (wanted, device) not in alike:
             empty = torch.empty(tensor.shape, dtype=wanted, device=device)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            made[tensor] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
-        return made[tensor]
+            made = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+            alike[wanted, device] = made
+            meter.fakes[made] = alike
+        found = alike[wanted, device]
+        if found.requires_grad != tensor.requires_grad:
+            found.requires_grad_(tensor.requires_grad)
+        return found
 
     for child in module.modules():
         for tensors in (child._parameters, child._buffers):

@@ -79,18 +79,18 @@ def plan(
     model_config: Annotated[Path | None, typer.Option(help="A config.json to take instead of the model's own.")] = None,
     explain: Annotated[str | None, typer.Option(metavar="STAGE", help="What takes this stage's memory.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it, under each strategy.")] = None,
-    compare: Annotated[Path | None, typer.Option(metavar="RUN", help="Its memory, for its cluster.")] = None,
+    compare: Annotated[Path | None, typer.Option(metavar="RUN", help="Its memory and time beside the plan's.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a run would do: stages, parameters, learning rates, steps, batches, memory. Downloads no weights.
 
     Ends with code 3 if a stage does not fit the GPUs. Times are estimates, under the assumptions that are told.
     """
-    import gc
-
-    from launcher import cluster, hub_access, memory_table, plan_table, recipe_io, session
+    from launcher import cluster, free_space, hub_access, memory_table, plan_table, recipe_io, session
     from launcher.errors import EnvironmentProblem, UserError
+    from launcher.light_imports import light_imports
     from launcher.plan import plan_json
+    from launcher.run_dir import RunDir
 
     if compare and (as_json or explain or plot or any((gpus, gpu_memory, gpu_kind, host_memory, ranks))):
         raise UserError("--compare shows the plan for the cluster of that run, as a table: leave out the other options")
@@ -100,15 +100,14 @@ def plan(
     else:
         machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks, gpu_kind)
     hub_access.stay_offline_if_unreachable(checked)
-    gc.disable()  # it would look through all that is imported, again and again: an eighth of the command's time
-    from launcher import survey  # takes seconds to import: mistakes that need no model or data are told before
-
-    gc.freeze()
-    gc.enable()
+    with light_imports():
+        from launcher import survey  # takes seconds to import: mistakes that need no model or data are told before
 
     with survey.foresee(checked, recipe.resolve().parent, machines, origins, model_config) as seen:
         for assumption in seen.assumptions:
             print(f"thawline: assumed, without the hub: {assumption}", file=sys.stderr)
+        if narrow := free_space.warning(seen.plan, RunDir(session.RUNS / checked.name)):
+            print(f"thawline: {narrow}", file=sys.stderr)
         if as_json:
             _print(plan_json(seen.plan))
         elif compare:

@@ -55,16 +55,25 @@ def engine_bytes(groups: Sequence[Sequence[int]], frozen: Sequence[int], shardin
 
 
 def disk_plan(
-    groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sharding, states: int, *, keep: int,
-    chooses: bool, for_any_ranks: bool = False,
+    groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sharding, states: int, *, named_states: int,
+    keep: int, chooses: bool, for_any_ranks: bool = False,
 ) -> DiskPlan:  # fmt: skip
-    """What a stage needs. ``keep``: `recipe.Checkpoint.keep`; ``chooses``: an evaluation chooses the best."""
+    """What a stage needs.
+
+    Args:
+        groups, frozen, states: see `memory.model_states`.
+        named_states: tensors that the optimizer keeps per parameter; by name they are written in fp32, whatever they
+            are in (`backends`, ``optimizer_state``).
+        keep: `recipe.Checkpoint.keep`.
+        chooses: an evaluation chooses the best.
+        for_any_ranks: ranks may become others, so that each checkpoint has model and optimizer by name.
+    """
     trained = sum(map(sum, groups))
     model = FP32_BYTES * (trained + sum(frozen))
     inside = engine_bytes(groups, frozen, sharding, states)
     if for_any_ranks:
-        inside += model + FP32_BYTES * states * trained
+        inside += model + FP32_BYTES * named_states * trained
     each = inside + (model if chooses and not for_any_ranks else 0)
-    end = model + FP32_BYTES * states * trained  # a stage's end, with the state that the next carries on
+    end = model + FP32_BYTES * named_states * trained  # a stage's end, with the state that the next carries on
     most = model + keep * each + max(each, end) + (each if chooses else 0)
     return DiskPlan(checkpoint_bytes=inside, model_bytes=model, most_bytes=most)

@@ -108,10 +108,12 @@ def stage_disk(stage: StagePlan, facts: ModelFacts) -> DiskPlan:
     """What a stage's checkpoints take."""
     sizes = {parameter.name: parameter.numel for parameter in facts.parameters}
     trained = stage.trained_names
+    optimizer = stage.settings.optimizer
     return disk_plan(
         [[sizes[name] for name in group.names] for group in stage.groups],
         [size for name, size in sizes.items() if name not in trained],
         sharding(stage), _optimizer_states(stage), keep=stage.settings.checkpoint.keep,
+        named_states=memory.optimizer_states(optimizer.kind, getattr(optimizer, "momentum", 0.0)),
         chooses=stage.settings.evaluate.best is not None,
         for_any_ranks=stage.settings.slurm.fewest_nodes < stage.settings.slurm.nodes,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from launcher import fit, memory_record
+from launcher import fit, measured_time, memory_record
 from launcher.errors import UserError
 from launcher.memory_peak import GIB
 from launcher.plan import RunPlan, StagePlan
@@ -80,28 +80,41 @@ def _time(time: StepTime) -> list[RenderableType]:
 
 
 def compared(plan: RunPlan, run: Path) -> RenderableType:
-    """What the plan predicts against what a run of the same stages measured.
+    """What the plan predicts of memory and time against what a run of the same stages measured.
 
     Raises:
         UserError: the run has measured none of them.
     """
     records = {record.stage: record for record in memory_record.read_all(RunDir(run))}
+    lines = measured_time.read(RunDir(run))
+    times = {time.stage: time for time in measured_time.timed(plan, lines)}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("stage", "micro size", "GiB predicted", "measured", "error", "of"):
+    names = (
+        "stage",
+        "micro size",
+        "GiB predicted",
+        "measured",
+        "error",
+        "of",
+        "s a step estimated",
+        "measured",
+        "error",
+    )
+    for name in names:
         table.add_column(name, justify="left" if name in ("stage", "of") else "right")
     for stage in plan.stages:
-        record = records.get(stage.name)
+        record, time = records.get(stage.name), times.get(stage.name)
         found = record.compared(stage.memory) if record else None
-        if record and found:
-            sizes = f"{stage.batch.micro_size}" + (
-                f", ran {record.micro_size}" * (record.micro_size != stage.batch.micro_size)
-            )
-            cells = (stage.name, sizes, _gib(found.predicted), _gib(found.measured), f"{found.error:+.1%}", found.what)
-            table.add_row(*map(Text, cells))
+        sizes = str(stage.batch.micro_size)
+        if record and record.micro_size != stage.batch.micro_size:
+            sizes += f", ran {record.micro_size}"
+        cells = (_gib(found.predicted), _gib(found.measured), f"{found.error:+.1%}", found.what) if found else [""] * 4
+        times_cells = (f"{time.estimated:.3g}", f"{time.measured:.3g}", f"{time.error:+.0%}") if time else [""] * 3
+        if found or time:
+            table.add_row(*map(Text, (stage.name, sizes, *cells, *times_cells)))
     if not table.row_count:
-        raise UserError(
-            f"--compare {run}: it has measured no stage of this recipe's names ({', '.join(records) or 'none'})"
-        )
+        measured = ", ".join(dict.fromkeys([*records, *(one["stage"] for one in lines)])) or "none"
+        raise UserError(f"--compare {run}: it has measured no stage of this recipe's names ({measured})")
     return table
 
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from itertools import groupby
-from statistics import median
-from typing import Any
 
-from launcher import micro_size
+from launcher import measured_time, micro_size
 from launcher.errors import UserError
+from launcher.measured_time import Record
 from launcher.memory_record import MemoryRecord, read_all
 from launcher.plan import RunPlan, StagePlan
 from launcher.run_dir import RunDir, write_atomic
@@ -27,7 +25,6 @@ STYLE = (
     "body{font:15px sans-serif;max-width:72em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
     "td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}svg{display:block}h2{margin-top:1.6em}"
 )
-Record = Mapping[str, Any]
 
 
 def write(run: RunDir) -> str:
@@ -40,42 +37,8 @@ def write(run: RunDir) -> str:
     if not run.plan.is_file():
         raise UserError(f"{run.path}: has no plan.json yet, so there is nothing to report")
     plan = RunPlan.model_validate_json(run.plan.read_bytes())
-    write_atomic(run.report, _page(run, status, plan, _records(run)))
+    write_atomic(run.report, _page(run, status, plan, measured_time.read(run)))
     return str(run.report)
-
-
-def goodput(records: Sequence[Record], global_sizes: Mapping[str, int]) -> tuple[float, float] | None:
-    """(seconds of the optimizer steps that count, seconds from the first of them to the last record). None: no steps.
-
-    A step's seconds are its samples over the samples a second of its record; what was done again after a resume is in
-    the second number alone, and so are evaluations, checkpoints, waiting and starting again.
-    """
-    useful, began = 0.0, None
-    for stage, of_stage in groupby((one for one in records if one["split"] == "train"), key=lambda one: one["stage"]):
-        before = 0
-        for one in of_stage:
-            seconds = (one["step"] - before) * global_sizes[stage] / one["samples_per_second"]
-            useful, before = useful + seconds, one["step"]
-            began = one["time"] - seconds if began is None else began
-    return (useful, max(useful, records[-1]["time"] - began)) if began is not None else None
-
-
-def step_seconds(records: Sequence[Record], stage: StagePlan) -> float | None:
-    """Measured seconds of an optimizer step: the median over the stage's records. None: it has none."""
-    rates = [one["samples_per_second"] for one in records if one["stage"] == stage.name and one["split"] == "train"]
-    return stage.batch.global_size / median(rates) if rates else None
-
-
-def _records(run: RunDir) -> list[Record]:
-    if not run.metrics.is_file():
-        return []
-    found: list[Record] = []
-    for line in run.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:  # the last one, of a run that is being written
-            continue
-    return found
 
 
 def _page(run: RunDir, status: Status, plan: RunPlan, records: list[Record]) -> str:
@@ -87,8 +50,7 @@ def _page(run: RunDir, status: Status, plan: RunPlan, records: list[Record]) -> 
         *((name, number(value)) for name, value in status.metrics.items()),
         ("message", status.message or ""),
     ]  # fmt: skip
-    sizes = {stage.name: stage.batch.global_size for stage in plan.stages}
-    if found := goodput(records, sizes):
+    if found := measured_time.goodput(records, plan):
         useful, since = map(duration, found)
         share = f"{found[0] / found[1]:.1%}: {useful} of optimizer steps in the {since} since the first began"
         facts.append(("goodput", share))
@@ -124,14 +86,14 @@ def _stage_row(run: RunDir, stage: StagePlan) -> list[str]:
 def _compared(plan: RunPlan, memories: Iterable[MemoryRecord], records: Sequence[Record]) -> list[list[str]]:
     rows = []
     by_stage = {record.stage: record.compared() for record in memories}
+    times = {time.stage: time for time in measured_time.timed(plan, records)}
     for stage in plan.stages:
         if found := by_stage.get(stage.name):
             sizes = [f"{num_bytes / 2**20:,.1f} MiB" for num_bytes in (found.predicted, found.measured)]
             rows.append([stage.name, found.what, *sizes, f"{found.error:+.1%}"])
-        seconds = step_seconds(records, stage)
-        if seconds and stage.time:
-            error = stage.time.seconds / seconds - 1
-            rows.append([stage.name, "a step", f"{stage.time.seconds:.3g} s", f"{seconds:.3g} s", f"{error:+.0%}"])
+        if time := times.get(stage.name):
+            cells = [f"{seconds:.3g} s" for seconds in (time.estimated, time.measured)]
+            rows.append([stage.name, "a step", *cells, f"{time.error:+.0%}"])
     return rows
 
 

@@ -6,9 +6,8 @@ won and what kept the faster ones from it. Pure, as `fit`, by whose verdict it g
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from launcher import fit, micro_size
 from launcher.cluster import Cluster
@@ -21,10 +20,11 @@ from launcher.recipe import Stage
 LADDER = (("ddp", "none"), ("zero1", "none"), ("zero2", "none"), ("zero3", "none"), ("zero2", "cpu"), ("zero3", "cpu"))
 """From the simplest to the most involved, first without offload."""
 ALIKE = 1.05
-"""Times that differ by less are taken for the same, and the simpler way is taken: no estimate is better than that."""
+"""What takes at most so many times as long as the fastest that fits is taken for as fast, and of it the simplest way is
+taken: no estimate is better than that."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """One way to run a stage."""
 
@@ -35,9 +35,9 @@ class Candidate:
     """Of an optimizer step, estimated."""
 
     @property
-    def rank(self) -> tuple[int, int, int]:
-        """The less, the sooner it is taken: times that are alike, then simplicity, then the larger micro size."""
-        return math.floor(math.log(max(self.seconds, 1e-9), ALIKE)), self.way, -self.stage.batch.micro_size
+    def rank(self) -> tuple[int, int]:
+        """Of times that are alike the less is taken: the simpler way, then the larger micro size."""
+        return self.way, -self.stage.batch.micro_size
 
     def __str__(self) -> str:
         sharding, batch = self.stage.settings.sharding, self.stage.batch
@@ -64,33 +64,90 @@ def _settled(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -
     is_open = len(ways) > 1 or (asked.batch.micro_size == "auto" and bool(micro_size.smaller(stage)))
     if first.fits is None or not is_open:  # nothing to choose, or nothing to choose by
         return _with(stage, first)
-    refused: dict[int, list[str]] = {}
+    trials = _Trials(plan.cluster, facts, count, asked)
+
+    def candidates(of: Sequence[tuple[int, StagePlan]]) -> list[Candidate]:
+        return list(_candidates(of, asked, plan.cluster, facts, count))
+
+    if taken := _simplest_of_the_fastest(list(enumerate(ways)), candidates, trials.fits):
+        found = trials.found[taken]
+        return _with(taken.stage, replace(found, why=_why(taken, found, trials.refused)))
     nearest, at_best = stage, first
-    hopeless: set[int] = set()
-    smallest: dict[int, StagePlan] = {}  # of each way, which lacks least of it
-    for candidate in _by_time(ways, asked, plan.cluster, facts, count):
-        if candidate.way in hopeless:
-            continue
-        tried, told = candidate.stage, candidate.told
-        found = fit.judge(tried, plan.cluster, facts, Activations())
-        if found.fits is False:  # whatever the micro size, so nothing need be counted
-            hopeless.add(candidate.way)
-            smaller = micro_size.smaller(tried) if asked.batch.micro_size == "auto" else []
-            tried = micro_size.resized(tried, smaller[-1], asked) if smaller else tried
-            refused.setdefault(candidate.way, []).append(f"{told}, without activations, {found.why}")
-            smallest[candidate.way] = tried
-            continue  # with the rest of this way
-        found = fit.verdict(tried, plan.cluster, facts, count)
-        if found.fits:
-            return _with(tried, replace(found, why=_why(candidate, found, refused)))
-        refused.setdefault(candidate.way, []).append(f"{told} {found.why}")
-        before = smallest.setdefault(candidate.way, tried)
-        smallest[candidate.way] = min(before, tried, key=lambda one: one.batch.micro_size)
-    for tried in smallest.values():
+    for tried in trials.smallest.values():
         found = fit.verdict(tried, plan.cluster, facts, count)
         if found.fits is False and found.missing < at_best.missing:
             nearest, at_best = tried, found
     return _with(nearest, replace(at_best, why=f"{at_best.why}, and all else that auto may take lacks more"))
+
+
+@dataclass(eq=False)
+class _Trials:
+    """What was tried of a stage, and what came of it."""
+
+    cluster: Cluster
+    facts: ModelFacts
+    count: Count
+    asked: Stage
+    found: dict[Candidate, Verdict] = field(default_factory=dict)
+    refused: dict[int, list[str]] = field(default_factory=dict)
+    """Way -> what each of its micro sizes lacked, in words."""
+    smallest: dict[int, StagePlan] = field(default_factory=dict)
+    """Of each way that was refused, the smallest micro size, which lacks least of it."""
+    _hopeless: set[int] = field(default_factory=set)
+
+    def fits(self, candidate: Candidate) -> bool:
+        """Of a way that does not fit without its activations nothing more is tried."""
+        if candidate in self.found:
+            return self.found[candidate].fits is True
+        if candidate.way in self._hopeless:
+            return False
+        tried, told = candidate.stage, candidate.told
+        found = fit.judge(tried, self.cluster, self.facts, Activations())
+        if found.fits is False:  # whatever the micro size, so nothing need be counted
+            self._hopeless.add(candidate.way)
+            smaller = micro_size.smaller(tried) if self.asked.batch.micro_size == "auto" else []
+            tried = micro_size.resized(tried, smaller[-1], self.asked) if smaller else tried
+            self.smallest[candidate.way] = tried
+            told = f"{told}, without activations,"
+        else:
+            found = fit.verdict(tried, self.cluster, self.facts, self.count)
+        self.found[candidate] = found
+        if not found.fits:
+            self.refused.setdefault(candidate.way, []).append(f"{told} {found.why}")
+            before = self.smallest.setdefault(candidate.way, tried)
+            self.smallest[candidate.way] = min(before, tried, key=lambda one: one.batch.micro_size)
+        return found.fits is True
+
+
+def _simplest_of_the_fastest(
+    ways: Sequence[tuple[int, StagePlan]],
+    candidates: Callable[[Sequence[tuple[int, StagePlan]]], list[Candidate]],
+    fits: Callable[[Candidate], bool],
+) -> Candidate | None:
+    """Of the candidates that fit and are as fast as the fastest of them, see `ALIKE`, the one of least rank. None: none
+    fits.
+
+    Ways that compute again are never faster than the same without, so they are counted only when it is their turn.
+    """
+    again = [one for one in ways if one[1].settings.gradient_checkpointing is True]
+    plain = [one for one in ways if one[1].settings.gradient_checkpointing is not True]
+    known = sorted(candidates(plain), key=_by_time)
+    if not known or not fits(known[0]):
+        known, again = sorted([*known, *candidates(again)], key=_by_time), []
+    fastest = next((one for one in known if fits(one)), None)
+    if fastest is None:
+        return None
+
+    def simpler(of: list[Candidate], than: Candidate) -> Candidate:
+        alike = (one for one in of if one.seconds <= ALIKE * fastest.seconds and one.rank < than.rank)
+        return next((one for one in sorted(alike, key=lambda one: one.rank) if fits(one)), than)
+
+    taken = simpler(known, fastest)
+    return simpler(candidates([(number, way) for number, way in again if number < taken.way]), taken)
+
+
+def _by_time(candidate: Candidate) -> tuple[float, int, int]:
+    return candidate.seconds, *candidate.rank
 
 
 def _open_ways(stage: StagePlan, asked: Stage, facts: ModelFacts, *, on_gpu: bool) -> Iterator[StagePlan]:
@@ -109,25 +166,8 @@ def refuses_zero(stage: StagePlan, facts: ModelFacts) -> bool:
     return facts.has_batch_norm and stage.settings.precision != "fp32"
 
 
-def _by_time(
-    ways: list[StagePlan], asked: Stage, cluster: Cluster, facts: ModelFacts, count: Count
-) -> Iterator[Candidate]:
-    """Every micro size of every way, the fastest first.
-
-    Ways that compute again are never faster than the same without, so they are counted only when it is their turn.
-    """
-    plain = [(n, way) for n, way in enumerate(ways) if way.settings.gradient_checkpointing is not True]
-    again = [(n, way) for n, way in enumerate(ways) if way.settings.gradient_checkpointing is True]
-    found = sorted(_candidates(plain, asked, cluster, facts, count), key=lambda one: one.rank)
-    if again and found:
-        yield found[0]
-        found = found[1:]
-    found += _candidates(again, asked, cluster, facts, count)
-    yield from sorted(found, key=lambda one: one.rank)
-
-
 def _candidates(
-    ways: list[tuple[int, StagePlan]], asked: Stage, cluster: Cluster, facts: ModelFacts, count: Count
+    ways: Sequence[tuple[int, StagePlan]], asked: Stage, cluster: Cluster, facts: ModelFacts, count: Count
 ) -> Iterator[Candidate]:
     for number, way in ways:
         try:

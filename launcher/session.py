@@ -22,7 +22,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from launcher import cluster as clusters
-from launcher import hub_access, orphans, rank_error, recipe_differences, recipe_io, run_lock, split_stages
+from launcher import free_space, hub_access, orphans, rank_error, recipe_differences, recipe_io, run_lock, split_stages
 from launcher.cluster import Cluster
 from launcher.errors import UserError
 from launcher.plan import RunPlan
@@ -127,6 +127,7 @@ def open_run(recipe_path: Path, overrides: Sequence[str] = (), run_dir: Path | N
     from launcher import survey  # imports torch, transformers and datasets
 
     plan = survey.prepare(recipe, recipe_path.resolve().parent, _cluster(None, from_environment=True), origins)
+    free_space.require(plan, run)
     run.create()
     run_lock.take(run)
     if run.plan.is_file():  # an earlier one, or that of a process that came first while this one planned

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launcher import slurm_array, slurm_queue
+from launcher import measured_time, slurm_array, slurm_queue
 from launcher.memory_record import read_all
 from launcher.run_dir import RunDir
 from launcher.slurm_queue import QueueState
@@ -21,8 +21,8 @@ ARRAY_EVERY_S = 10.0
 
 
 def as_json(run: RunDir) -> dict[str, Any]:
-    """``status.json``, ``memory`` by stage, and ``queue``, the job that the run waits for or runs in; of an array,
-    ``tasks``.
+    """``status.json``, ``memory`` and ``step_time`` by stage, and ``queue``, the job that the run waits for or runs in;
+    of an array, ``tasks``.
 
     Raises: UserError when the folder is no run's.
     """
@@ -33,7 +33,8 @@ def as_json(run: RunDir) -> dict[str, Any]:
     if queue and not run.status.is_file():
         return queued
     memory = {one.stage: one.model_dump(exclude={"ranks"}) for one in read_all(run)}
-    return as_shown(read_status(run)) | {"memory": memory} | queued
+    times = {one.stage: one.model_dump(exclude={"stage"}) for one in measured_time.of_run(run)}
+    return as_shown(read_status(run)) | {"memory": memory, "step_time": times} | queued
 
 
 def as_text(run: RunDir) -> str:

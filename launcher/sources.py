@@ -142,13 +142,15 @@ def _read_images(folders: list[Path], wanted: list[Wanted]) -> Table:
 
 # --- the hub ----------------------------------------------------------------------------------------------------------
 def _read_hub(data: HubData, wanted: list[Wanted]) -> dict[str, Table]:
+    where = f"hub dataset {data.dataset}" + (f" ({data.config})" if data.config else "")
+    is_cached = hub_access.is_offline() and not Path(data.dataset).is_dir()  # a folder is `datasets`' too
+    if is_cached and hub_access.cached_commit("dataset", data.dataset, data.revision) is None:
+        raise _not_cached(data, where)  # before the import, which takes a second
     import datasets
 
-    where = f"hub dataset {data.dataset}" + (f" ({data.config})" if data.config else "")
     datasets.disable_progress_bars()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    is_folder = Path(data.dataset).is_dir()  # which `datasets` takes too
-    found = _cached_hub(data, where) if hub_access.is_offline() and not is_folder else _asked_hub(data, where)
+    found = _cached_hub(data, where) if is_cached else _asked_hub(data, where)
     named: dict[str, str] = dict(data.splits.items()) or {split: split for split in SPLITS if split in found}
     asked = {"train": "train", **named}
     for ours, theirs in asked.items():
@@ -192,16 +194,20 @@ def _cached_hub(data: HubData, where: str) -> Any:
     commit = hub_access.cached_commit("dataset", data.dataset, data.revision)
     prepared = sorted(root.glob(f"{data.config or '*'}/*/{commit}")) if commit else []
     if not prepared:
-        raise EnvironmentProblem(
-            f"data.dataset: {where}: the hub cannot be reached and its cache has no copy of revision "
-            f"{data.revision or 'main'}; go online once to fill it"
-        )
+        raise _not_cached(data, where)
     config, version, _ = prepared[0].parts[-3:]
     if len(prepared) > 1:
         raise DataError(
             f"data.config: {where}: its cache holds {', '.join(path.parts[-3] for path in prepared)}; name one"
         )
     return Cache(repo_id=data.dataset, dataset_name=name, config_name=config, version=version, hash=commit).as_dataset()
+
+
+def _not_cached(data: HubData, where: str) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"data.dataset: {where}: the hub cannot be reached and its cache has no copy of revision "
+        f"{data.revision or 'main'}; go online once to fill it"
+    )
 
 
 def _hub_split(dataset: Any, wanted: list[Wanted], where: str) -> Table:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from launcher import micro_size
+from launcher import measured_time, micro_size
 from launcher.errors import UserError
 from launcher.memory_record import read_all
 from launcher.run_dir import RunDir, write_atomic
@@ -172,6 +172,7 @@ def render(status: Status, run_dir: RunDir, now: float | None = None, *, is_queu
     if status.metrics:
         rows.append(("metrics", ", ".join(f"{name} {number(value)}" for name, value in status.metrics.items())))
     rows += [("memory", f"{one.stage}: {found}") for one in read_all(run_dir) if (found := one.compared())]
+    rows += [("time", f"{one.stage}: {one}") for one in measured_time.of_run(run_dir)]
     rows += [("event", event_words(one)) for one in micro_size.events(run_dir)]
     if status.checkpoint:
         rows.append(("checkpoint", status.checkpoint))

@@ -16,6 +16,7 @@ from launcher import (
     data,
     distributed,
     export,
+    free_space,
     hub_access,
     models,
     session,
@@ -111,6 +112,8 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
     with tracker:
         for line in damaged:
             tracker.say(line)
+        if narrow := free_space.warning(plan, run_dir):
+            tracker.say(narrow)
         last = train_stages(run, saved or first_checkpoint(run))
         if runtime.is_first and last.position.is_stage_end and last.position.stage == plan.stages[-1].name:
             finish(run, last, processor)

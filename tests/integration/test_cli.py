@@ -16,6 +16,7 @@ from running import recipe
 from launcher.run_dir import RunDir
 from launcher.status import Status, write_status
 
+ROOT = Path(__file__).parents[2]
 HEAVY = "torch transformers datasets accelerate deepspeed wandb numpy pandas torchmetrics"
 
 
@@ -23,7 +24,7 @@ def thawline(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
     return subprocess.run(
         [sys.executable, "-m", "launcher", *arguments],
         capture_output=True, text=True, check=False, timeout=120, cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 
 
@@ -57,6 +58,28 @@ def test_starts_without_torch(arguments: list[str]) -> None:
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-1] == "HEAVY"
+
+
+def test_plans_without_what_no_plan_calls() -> None:
+    """Of a text model whose data is out of reach; each of these would take half a second or more. Its checkpoints take
+    more than there is."""
+    program = (
+        "import sys\nfrom launcher.cli import main\n"
+        "sys.argv = ['thawline', 'plan', 'recipes/llama8b_zero3.yaml', '--gpus', '8', '--gpu-memory', '80GiB',\n"
+        "    '--nodes', '16', '--set', 'model.source=meta-llama/Llama-3.1-405B', '--set', 'batch.global_size=256']\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "from transformers.utils.import_utils import create_import_structure_from_path as sources\n"
+        "print('TWICE', sources.cache_info().hits > 100)\n"
+        "print('SLOW', *(name for name in ('datasets', 'scipy.optimize', 'deepspeed', 'wandb') if name in sys.modules))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "thawline: runs/llama8b-zero3: " in ended.stderr
+    assert "the checkpoints of stage full may take" in ended.stderr
+    assert ended.stdout.splitlines()[-2:] == ["TWICE True", "SLOW"]
 
 
 def test_version() -> None:

@@ -85,6 +85,12 @@ def test_checkpoints_on_the_disk(report: dict[Case, dict[str, Any]], case: Case)
     assert 0.97 * measured < predicted < measured
 
 
+def test_optimizer_state_by_name_is_in_fp32_whatever_it_was(report: dict[Case, dict[str, Any]]) -> None:
+    for case in CASES:
+        predicted, measured = (report[case][side]["optimizer_by_name"] for side in ("predicted", "measured"))
+        assert predicted == measured > 0, case
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case[0] != "zero3"], ids="-".join)
 def test_activations(report: dict[Case, dict[str, Any]], case: Case) -> None:
     predicted, measured = report[case]["predicted"]["activations"], report[case]["measured"]["activations"]

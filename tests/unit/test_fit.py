@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,30 @@ def test_auto_checkpoints_before_it_offloads_and_never_where_it_is_told_not_to(m
     assert "; zero3 at micro size 8 (" in stage.why
     told = settled(gradient_checkpointing=False)
     assert (told.settings.gradient_checkpointing, told.settings.sharding.offload) == (False, "cpu")
+
+
+@pytest.mark.parametrize("unit", [0.031, 1.0, 7.3])
+def test_auto_takes_the_simplest_within_five_percent_of_the_fastest_that_fits(make_plan: MakePlan, unit: float) -> None:
+    """Whatever the times are, and those of what does not fit."""
+    stage = make_plan().stages[0]
+    ways = [(number, fit.checkpointed(stage, number == 1)) for number in range(4)]
+
+    def taken(*seconds: float, missing: int = 3) -> tuple[int, list[int]]:
+        def candidates(of: Sequence[tuple[int, StagePlan]]) -> list[search.Candidate]:
+            counted.extend(number for number, _ in of)
+            return [search.Candidate(way, number, unit * seconds[number]) for number, way in of]
+
+        counted: list[int] = []
+        found = search._simplest_of_the_fastest(ways, candidates, lambda one: one.way != missing)
+        assert found
+        return found.way, counted
+
+    assert taken(1.0499, 2, 1, 0.9) == (0, [0, 2, 3, 1]), "the fourth, which does not fit, is no measure"
+    assert taken(1.0501, 2, 1, 0.9) == (2, [0, 2, 3, 1])
+    assert taken(1.0501, 1.04, 1, 1.2) == (1, [0, 2, 3, 1]), "what computes again is simpler than another sharding"
+    assert taken(1.0499, 1.04, 1, 1.2) == (0, [0, 2, 3]), "and is not counted where it is not simpler"
+    assert taken(1, 1, 1.1, 1.2, missing=2)[0] == 0
+    assert search._simplest_of_the_fastest(ways, lambda of: [], lambda one: True) is None
 
 
 @given(st.integers(8, 120), st.sampled_from([4, 24, 32, 60]), st.booleans())

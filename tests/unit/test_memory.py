@@ -184,7 +184,7 @@ def test_recomputation_has_one_blocks_activations_and_no_loss() -> None:
 def test_checkpoints_for_any_ranks_hold_model_and_optimizer_besides() -> None:
     """What tests/slurm's two-layer BERT left on the disk under zero2 on one rank, with slurm.min_nodes, was 28.4 MB."""
     own, any_ranks = (
-        disk_plan([[1_011_459]], [], Sharding(2, 1), 2, keep=2, chooses=False, for_any_ranks=whether)
+        disk_plan([[1_011_459]], [], Sharding(2, 1), 2, named_states=2, keep=2, chooses=False, for_any_ranks=whether)
         for whether in (False, True)
     )
     assert any_ranks.checkpoint_bytes - own.checkpoint_bytes == (4 + 8) * 1_011_459

@@ -85,16 +85,6 @@ def test_all_of_a_run_is_on_one_page(make_plan: Callable[..., RunPlan], tmp_path
     assert "planned for 2 CPU ranks, goes on with 1 CPU rank from 00-head-step-00000004" in page
 
 
-def test_goodput_counts_each_step_once() -> None:
-    def record(time: float, step: int, rate: float = 10.0, split: str = "train") -> dict[str, object]:
-        return {"time": time, "stage": "a", "step": step, "split": split, "samples_per_second": rate}
-
-    smooth = [record(110, 10), record(120, 20), record(130, 20, split="validation")]
-    assert report.goodput(smooth, {"a": 10}) == (20, 30)
-    assert report.goodput([record(110, 10), record(1020, 20)], {"a": 10}) == (20, 920), "it stood still"
-    assert report.goodput([record(1, 1, split="validation")], {"a": 10}) is None
-
-
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         report.write(RunDir(tmp_path))

@@ -21,7 +21,7 @@ import pytest
 import launcher
 from launcher import orphans, recipe_differences, recipe_io, run_lock, session
 from launcher.cluster import RANKS_VARY, Cluster
-from launcher.errors import StoppedEarly, UserError
+from launcher.errors import EnvironmentProblem, StoppedEarly, UserError
 from launcher.plan import RunPlan
 from launcher.recipe import Recipe
 from launcher.run_dir import RunDir
@@ -116,6 +116,16 @@ def test_new_run(workplace: list[Cluster]) -> None:
     assert "epochs: 3" in run.recipe.read_text()
     found = read_status(run)
     assert (found.state, found.ranks, found.launcher_pid) == ("preparing", 1, os.getpid())
+
+
+def test_a_new_run_without_room_for_its_model_leaves_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(plan: RunPlan, run: RunDir) -> None:
+        raise EnvironmentProblem(f"{run.path}: no room")
+
+    monkeypatch.setattr(session.free_space, "require", refused)
+    with pytest.raises(EnvironmentProblem, match="runs/tiny: no room"):
+        open_run()
+    assert not RunDir("runs/tiny").plan.exists()
 
 
 def test_ranks_and_folder_as_asked(workplace: list[Cluster]) -> None:
