@@ -19,7 +19,8 @@ class Sharding(Strict):
 
     strategy: Literal["auto", "ddp", "zero1", "zero2", "zero3"] = "auto"
     """auto: on GPUs the fastest of ddp, zero1, zero2, zero3, zero2 and zero3 with offload that fits the memory, by
-    estimate, together with the micro size and gradient checkpointing where those are auto too; on CPU ranks ddp."""
+    estimate, together with the micro size and gradient checkpointing where those are auto too; at the last zero3 with
+    offload: nvme, where a node has a disk for it; on CPU ranks ddp."""
     offload: Literal["none", "cpu", "nvme"] = "none"
     """cpu: the optimizer state, and under zero3 the parameters too, live in host memory; nvme, for zero3: the optimizer
     state lives in files on each node's own disk, the parameters in host memory."""

@@ -69,20 +69,17 @@ def offload_needs_zero(recipe: Recipe) -> Iterator[Problem]:
 
 def nvme_needs_zero3(recipe: Recipe) -> Iterator[Problem]:
     for where, stage in _stages(recipe):  # DeepSpeed swaps under ZeRO-3 alone, and fp32 tensors
-        strategy, path = stage.sharding.strategy, stage.sharding.nvme_path
-        if stage.sharding.offload != "nvme":
-            if path is not None:
-                yield Problem(
-                    f"{where}.sharding.nvme_path", f"{path!r} is for offload: nvme; write that, or take it out"
-                )
-            continue
-        if strategy in ("zero1", "zero2"):
-            message = f"'nvme' needs zero3, but strategy is {strategy}; write zero3, or offload: cpu"
+        path, is_swapped = stage.sharding.nvme_path, stage.sharding.offload == "nvme"
+        if path is not None and not is_swapped:
+            message = f"{path!r} is for offload: nvme; write that, or take it out"
+            yield Problem(f"{where}.sharding.nvme_path", message)
+        if is_swapped and stage.sharding.strategy in ("zero1", "zero2"):
+            message = f"'nvme' needs zero3, but strategy is {stage.sharding.strategy}; write zero3, or offload: cpu"
             yield Problem(f"{where}.sharding.offload", message)
-        if getattr(stage.optimizer, "state_dtype", "fp32") != "fp32":
+        if is_swapped and getattr(stage.optimizer, "state_dtype", "fp32") != "fp32":
             message = "'bf16' cannot be swapped to files, which hold fp32; write fp32, or sharding.offload: cpu"
             yield Problem(f"{where}.optimizer.state_dtype", message)
-        if path is not None and not path.startswith(("/", "$")):
+        if path is not None and is_swapped and not path.startswith(("/", "$")):
             message = f"{path!r} is not absolute; name a folder such as /scratch or $SLURM_TMPDIR, or take it out"
             yield Problem(f"{where}.sharding.nvme_path", message)
 
