@@ -7,6 +7,7 @@ more before it builds an engine. Writes nothing but the folder and a probe in it
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import mmap
 import os
@@ -96,17 +97,26 @@ def look(path: str | None, run_dir: Path) -> Path:
     return folder
 
 
-def require(path: str | None, run_dir: Path, num_bytes: int, ranks: Sequence[int], rank: int) -> Path:
+def require(
+    path: str | None, run_dir: Path, num_bytes: int, ranks: Sequence[int], rank: int, *, buffer_bytes: int = 0
+) -> Path:
     """The same, made, with nothing in it of this rank's earlier attempts.
 
     Args:
         num_bytes: that one rank writes.
         ranks: of this node.
+        buffer_bytes: that one rank swaps through.
 
     Raises:
-        EnvironmentProblem: as `look`, or the folder cannot be written past the page cache, or has too little space.
+        EnvironmentProblem: as `look`, or the folder cannot be written past the page cache, or has too little space, or
+            the buffers cannot be locked in memory.
     """
     folder = look(path, run_dir)
+    if error := _lock_error(buffer_bytes):
+        raise EnvironmentProblem(
+            f"{NAME}: {buffer_bytes / 2**30:.3g} GiB of swap buffers cannot be locked in memory: {error}; raise the "
+            "limit (ulimit -l unlimited; on SLURM the administrator does, with PropagateResourceLimitsExcept=MEMLOCK)"
+        )
     disk, mine = folder.parent, rank_folder(folder, rank)
     try:
         remove(folder, rank)
@@ -157,6 +167,19 @@ def file_system(folder: Path) -> str:
         if inside and len(mount) >= longest:
             found, longest = kind, len(mount)
     return found
+
+
+def _lock_error(num_bytes: int) -> str | None:
+    """Why so much memory cannot be locked. DeepSpeed's operator locks its buffers, and aborts the process if it
+    cannot (csrc/pin_memory/page_alloc.cpp)."""
+    if not num_bytes:
+        return None
+    library = ctypes.CDLL(None, use_errno=True)
+    with mmap.mmap(-1, num_bytes) as block:
+        view = ctypes.c_char.from_buffer(block)
+        failed = library.mlock(ctypes.byref(view), ctypes.c_size_t(num_bytes))
+        del view  # or the map could not be closed, which unlocks it
+    return os.strerror(ctypes.get_errno()) if failed else None
 
 
 def _write_direct(file: Path) -> None:

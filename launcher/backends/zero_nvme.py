@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from launcher import nvme
+from launcher import memory, nvme
 from launcher.backends.engine import Engine, Parts
 from launcher.backends.swap_files import SwapFiles
 from launcher.backends.zero import ZeroEngine, deepspeed_config, wrapped
@@ -31,9 +31,12 @@ def build(parts: Parts) -> Engine:
     stage, runtime = parts.stage, parts.runtime
     on_this_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     first = runtime.rank - runtime.local_rank
+    largest = max(group.parameters for group in stage.groups) // runtime.ranks
+    sub_group = min(largest, memory.SWAP_SUB_GROUP_ELEMENTS)  # but for what its last parameter adds
     folder = nvme.require(
         stage.settings.sharding.nvme_path, parts.run_dir, stage.memory.nvme_bytes if stage.memory else 0,
         range(first, first + on_this_node), runtime.rank,
+        buffer_bytes=memory.SWAP_BUFFERS * memory.FP32_BYTES * sub_group,
     )  # fmt: skip
     runtime.barrier()  # nobody writes before all have looked at what is free
     try:

@@ -79,6 +79,15 @@ def test_too_little_space_is_said_by_one_rank_and_leaves_nothing(machine: Path) 
     nvme.require(disk, machine / "run", 2**60, range(2, 4), 3)
 
 
+def test_buffers_that_cannot_be_locked(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said beforehand: DeepSpeed would abort. A little memory anybody may lock."""
+    disk = str(machine / "disk")
+    nvme.require(disk, machine / "run", 0, [0], 0, buffer_bytes=4096)
+    monkeypatch.setattr(nvme, "_lock_error", lambda num_bytes: "Cannot allocate memory")
+    with pytest.raises(EnvironmentProblem, match=r"1 GiB of swap buffers cannot be locked .*ulimit -l"):
+        nvme.require(disk, machine / "run", 0, [0], 0, buffer_bytes=2**30)
+
+
 def test_the_default_is_the_nodes_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
     assert nvme.base(None) == tmp_path
