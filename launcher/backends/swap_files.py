@@ -125,6 +125,10 @@ class SwapFiles:
         """Of this rank's files now."""
         return sum(file.stat().st_size for file in nvme.rank_folder(self._folder, self._rank).iterdir())
 
+    def buffer_bytes(self) -> int:
+        """Of the memory that this rank swaps through."""
+        return sum(buffer.nbytes for buffer in self._zero.optimizer_swapper.swap_buffer_manager.all_buffers)
+
     def remove(self) -> None:
         """Take the files away, and the buffers, which outlive whoever refers to them: their memory is locked."""
         swapper = self._zero.optimizer_swapper

@@ -88,7 +88,8 @@ class NvmeEngine(ZeroEngine):
         self.swapped.load(folder, self.module)
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"nvme_bytes": self.swapped.num_bytes()}
+        swapped = {"nvme_bytes": self.swapped.num_bytes(), "buffer_bytes": self.swapped.buffer_bytes()}
+        return super().describe() | swapped
 
     def close(self) -> None:
         self.swapped.remove()
