@@ -112,9 +112,9 @@ def require(
             the buffers cannot be locked in memory.
     """
     folder = look(path, run_dir)
-    if error := _lock_error(buffer_bytes):
+    if unlocked := _lock_error(buffer_bytes):
         raise EnvironmentProblem(
-            f"{NAME}: {buffer_bytes / 2**30:.3g} GiB of swap buffers cannot be locked in memory: {error}; raise the "
+            f"{NAME}: {buffer_bytes / 2**30:.3g} GiB of swap buffers cannot be locked in memory: {unlocked}; raise the "
             "limit (ulimit -l unlimited; on SLURM the administrator does, with PropagateResourceLimitsExcept=MEMLOCK)"
         )
     disk, mine = folder.parent, rank_folder(folder, rank)
