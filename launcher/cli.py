@@ -75,6 +75,7 @@ def plan(
     gpu_memory: Annotated[str | None, typer.Option(help="Of each GPU, such as 80GiB.")] = None,
     gpu_kind: Annotated[str | None, typer.Option(help="Such as H100 or A100-40GB; its memory is known.")] = None,
     host_memory: Annotated[str | None, typer.Option(help="Of each machine, such as 1TiB.")] = None,
+    node_disk: Annotated[str | None, typer.Option(help="Free on each machine's own, such as 2TB.")] = None,
     ranks: Annotated[int | None, typer.Option(min=1, help="Processes on each machine, when it has no GPU.")] = None,
     model_config: Annotated[Path | None, typer.Option(help="A config.json to take instead of the model's own.")] = None,
     explain: Annotated[str | None, typer.Option(metavar="STAGE", help="What takes this stage's memory.")] = None,
@@ -92,13 +93,13 @@ def plan(
     from launcher.plan import plan_json
     from launcher.run_dir import RunDir
 
-    if compare and (as_json or explain or plot or any((gpus, gpu_memory, gpu_kind, host_memory, ranks))):
+    if compare and (as_json or explain or plot or any((gpus, gpu_memory, gpu_kind, host_memory, node_disk, ranks))):
         raise UserError("--compare shows the plan for the cluster of that run, as a table: leave out the other options")
     checked, origins = recipe_io.load_with_origins(recipe, overrides or ())
     if compare:
         machines = session.read_plan(compare).cluster
     else:
-        machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks, gpu_kind)
+        machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks, gpu_kind, node_disk)
     hub_access.stay_offline_if_unreachable(checked)
     with light_imports():
         from launcher import survey  # takes seconds to import: mistakes that need no model or data are told before

@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from launcher import gpu_kinds
+from launcher import gpu_kinds, nvme
 from launcher.errors import EnvironmentProblem, UserError
 
 BF16_COMPUTE_CAPABILITY = 8.0
@@ -50,6 +50,8 @@ class Cluster(BaseModel):
     """The product's name; several joined with ``+`` when the GPUs differ."""
     host_memory_bytes: Annotated[int, Field(gt=0)] | None = None
     """Of one node, within the container's limit if it has one; None: unknown."""
+    nvme_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Free on the disk of a node's own that ``offload: nvme`` takes by default; None: unknown, or it cannot be used."""
     bf16: bool = False
     """Whether every GPU computes in bfloat16."""
 
@@ -91,6 +93,11 @@ def here(ranks: int | None = None) -> Cluster:
     return _on_node(gpus[:num_ranks], num_ranks)
 
 
+def with_own_disk(cluster: Cluster) -> Cluster:
+    """The cluster that this machine is one of, with what ``auto`` may swap to; on CPU ranks it never does."""
+    return cluster.model_copy(update={"nvme_bytes": nvme.here()}) if cluster.gpus_per_node else cluster
+
+
 def from_env(environ: Mapping[str, str] | None = None) -> Cluster | None:
     """What ``torchrun`` or ``accelerate launch`` started this process in; None when neither did (no RANK is set).
 
@@ -130,6 +137,7 @@ def described(
     host_memory: str | None = None,
     ranks: int | None = None,
     gpu_kind: str | None = None,
+    node_disk: str | None = None,
 ) -> Cluster:
     """A cluster from flags; what they leave out is as on this machine. A GPU that is only described has bfloat16,
     unless it is of a kind that has not; a kind says its memory too.
@@ -165,6 +173,10 @@ def described(
         changes["gpu_memory_bytes"] = parse_bytes(gpu_memory)
     if host_memory is not None:
         changes["host_memory_bytes"] = parse_bytes(host_memory)
+    if node_disk is not None:
+        changes["nvme_bytes"] = parse_bytes(node_disk)
+    elif gpus is None:
+        cluster = with_own_disk(cluster)
     return cluster.model_copy(update=changes)
 
 

@@ -48,7 +48,8 @@ def engine_bytes(groups: Sequence[Sequence[int]], frozen: Sequence[int], shardin
         return s * (trained + still) + FP32_BYTES * (masters + states) * trained
     if sharding.zero_stage == 3:
         owned = ranks * sum(-(-numel // ranks) for group in groups for numel in group)
-        return FP32_BYTES * (1 + states) * owned + s * ranks * sum(-(-numel // ranks) for numel in frozen)
+        kept = [] if sharding.nvme else frozen  # `backends.swap_files` leaves them to the stage's start
+        return FP32_BYTES * (1 + states) * owned + s * ranks * sum(-(-numel // ranks) for numel in kept)
     multiple = FLAT_ALIGNMENT * ranks
     padded = sum(-(-sum(group) // multiple) * multiple for group in groups)
     return s * (trained + still) + FP32_BYTES * (1 + states) * padded

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import launch, preflight, slurm_preflight
+from launcher import launch, nvme, preflight, slurm_preflight
 from launcher.cluster import Cluster, here
 from launcher.errors import EnvironmentProblem, ThawlineError
 from launcher.run_dir import RunDir
@@ -48,6 +48,7 @@ def examine(ranks: int | None = None) -> Iterator[Finding]:
     for line in preflight.problems([preflight.look()], machine.ranks_per_node, machine.gpus_per_node):
         yield Finding("machine", line, is_well=False)
     yield _compilers()
+    yield _own_disk()
     yield _rendezvous(machine)
     if "SLURM_JOB_NODELIST" in os.environ:
         yield _nodes(machine)
@@ -63,6 +64,19 @@ def _compilers() -> Finding:
         text = f"missing: {', '.join(missing)}; without it zero1 to zero3 and the compiled optimizer cannot be built"
         return Finding("compilers", text, is_well=False)
     return Finding("compilers", f"{', '.join(programs)} are there")
+
+
+def _own_disk() -> Finding:
+    """Whether ``offload: nvme`` would work here; it is no fault if not, since few recipes ask for it."""
+    where = nvme.base(None)
+    if missing := nvme.missing_library():
+        return Finding("own disk", f"offload: nvme cannot be used: {missing}")
+    if (kind := nvme.file_system(where)) in nvme.SHARED_MEMORY:
+        return Finding(
+            "own disk", f"{where} lies in memory ({kind}); for offload: nvme name a disk in sharding.nvme_path"
+        )
+    free = f"{nvme.free_bytes(None) / 2**30:.1f} GiB free"
+    return Finding("own disk", f"libaio is there for offload: nvme; {where} ({kind}) has {free}")
 
 
 def _rendezvous(machine: Cluster) -> Finding:

@@ -75,6 +75,10 @@ def _compared(found: MemoryPlan, cluster: Cluster) -> tuple[bool | None, str, in
     if there is not None and (missing := host_needed - there) > 0:
         why = f"offload needs {gib(host_needed)} of the {gib(there)} of a node's host: {gib(missing)} are missing"
         return False, why, missing
+    there, on_disk = cluster.nvme_bytes, cluster.ranks_per_node * found.nvme_bytes
+    if there is not None and (missing := on_disk - there) > 0:
+        why = f"offload needs {gib(on_disk)} of the {gib(there)} free on a node's own disk: {gib(missing)} are missing"
+        return False, why, missing
     return True, needs, 0
 
 
@@ -87,8 +91,11 @@ def rank_memory(cluster: Cluster) -> int | None:
 
 def sharding(stage: StagePlan) -> memory.Sharding:
     """As the formulas take it."""
-    offload = stage.settings.sharding.offload != "none"
-    return memory.Sharding(stage.zero_stage, stage.batch.ranks, offload, stage.settings.precision, stage.master)
+    offload = stage.settings.sharding.offload
+    return memory.Sharding(
+        stage.zero_stage, stage.batch.ranks, offload != "none", stage.settings.precision, stage.master,
+        nvme=offload == "nvme",
+    )  # fmt: skip
 
 
 def model_states(stage: StagePlan, facts: ModelFacts) -> ModelStates:
@@ -165,7 +172,8 @@ def checkpointed(stage: StagePlan, checkpoints: bool) -> StagePlan:
 
 def named(strategy: str, offload: str) -> str:
     """A sharding in words."""
-    return strategy if offload == "none" else f"{strategy} with offload to the host"
+    where = {"none": "", "cpu": " with offload to the host", "nvme": " with offload to NVMe"}
+    return f"{strategy}{where[offload]}"
 
 
 def gib(num_bytes: int) -> str:

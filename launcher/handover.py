@@ -54,6 +54,7 @@ def open_stage(run: Run, stage: StagePlan, start: Saved, *, carry: bool = False)
             make_optimizer=lambda module: optim.build(stage, module, carried),
             clipped_step=optim.clipped_step,
             start_tensor=start_tensor,
+            run_dir=run.run_dir.path,
         )
     )
     if carried:

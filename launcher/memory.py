@@ -28,6 +28,14 @@ MAX_LIVE_ELEMENTS = 1_000_000_000
 """stage3_max_live_parameters and stage3_max_reuse_distance: how much ZeRO-3 leaves gathered."""
 SUB_GROUP_ELEMENTS = 1_000_000_000
 """sub_group_size: how much of a rank's partition ZeRO-3 steps at once."""
+SWAP_SUB_GROUP_ELEMENTS = 100_000_000
+"""sub_group_size under ``offload: nvme``: each swap buffer is as large as the largest sub-group."""
+SWAP_BUFFERS = 4
+"""buffer_count: what a rank reads into at once, the master, its gradient and the two states of Adam."""
+SWAPPED_BYTES = 2**20
+"""MIN_AIO_BYTES of deepspeed.runtime.swap_tensor.utils: what is smaller stays in host memory."""
+SWAP_ALIGNMENT = 1024
+"""AIO_ALIGNED_BYTES, for each of the one thread that reads and writes: a file is a multiple of it."""
 FLAT_ALIGNMENT = 2
 """nccl_start_alignment_factor: stages 1 and 2 pad each flat group to a multiple of it times the ranks."""
 
@@ -45,6 +53,8 @@ class Sharding:
     """fp32, bf16 or fp16."""
     master: str = "none"
     """Of ddp: see `MASTER_BYTES`."""
+    nvme: bool = False
+    """Of what is offloaded, masters and optimizer state are in files on the node's own disk; stage 3 alone."""
 
     @property
     def engine_bytes(self) -> int:
@@ -81,6 +91,8 @@ class ModelStates:
     live: int = 0
     """ZeRO-3: parameters that are whole at one time, beside this rank's shards."""
     host: int = 0
+    nvme: int = 0
+    """In files on the node's own disk."""
 
 
 def optimizer_states(kind: str, momentum: float = 0.0, state_dtype: str = "fp32") -> int:
@@ -183,7 +195,7 @@ def _zero3(groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sha
     element, in fp32 too. Gradients: one flat buffer of the accumulation type, always there; the step flattens one
     sub-group at a time. One reduce bucket of 5e8 elements, always there. Parameters of at most 1e5 elements stay whole
     after their first use (``mark_persistent_parameters``); of the others up to 1e9 elements and the one that is used.
-    Offload: shards, masters, state, gradients and their fp32 copy are on the host.
+    Offload: shards, masters, state, gradients and their fp32 copy are on the host. On NVMe see `_swapped`.
     """
     s, ranks = sharding.engine_bytes, sharding.ranks
     trained = [numel for group in groups for numel in group]
@@ -196,11 +208,13 @@ def _zero3(groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sha
     bucket = s * REDUCE_BUCKET_ELEMENTS if groups else 0
     gradients = sharding.accumulation_bytes * owned
     if sharding.offload:
+        in_files, besides = _swapped(groups, ranks, states) if sharding.nvme else (0, FP32_BYTES * (2 + states) * owned)
         return ModelStates(
             buckets=bucket,
             kept_buckets=bucket,
             live=s * (persistent + live),
-            host=shards + gradients + FP32_BYTES * (2 + states) * owned,
+            host=shards + gradients + besides,
+            nvme=in_files,
         )
     return ModelStates(
         parameters=shards,
@@ -213,6 +227,42 @@ def _zero3(groups: Sequence[Sequence[int]], frozen: Sequence[int], sharding: Sha
         kept_buckets=bucket,
         live=s * (persistent + live),
     )
+
+
+def sub_groups(groups: Sequence[Sequence[int]], ranks: int) -> list[list[int]]:
+    """A rank's elements of each trained parameter, by the sub-groups that step at once under ``offload: nvme``: a
+    group's parameters in order until they are `SWAP_SUB_GROUP_ELEMENTS` or more (``_create_fp16_sub_groups``)."""
+    found: list[list[int]] = []
+    for group in groups:
+        room = 0
+        for numel in group:
+            if room <= 0:
+                found.append([])
+                room = SWAP_SUB_GROUP_ELEMENTS
+            found[-1].append(-(-numel // ranks))
+            room -= found[-1][-1]
+    return found
+
+
+def _swapped(groups: Sequence[Sequence[int]], ranks: int, states: int) -> tuple[int, int]:
+    """(bytes in files, bytes of host memory) of a rank's masters, optimizer state and fp32 gradients on NVMe.
+
+    Files: of each sub-group of 2^20 bytes or more the master and the states, 4 (1 + states) an owned element, rounded
+    up; and of each parameter whose owned gradient is as large, that too, 4 an element, rounded down
+    (``_adjust_for_misaligned_lengths``). Host: the buffers, each as large as the largest sub-group, which DeepSpeed
+    allocates for a model that swaps nothing too; what is smaller than 2^20 bytes, 4 (2 + states) an element.
+    """
+    in_files = resident = largest = 0
+    for sub_group in sub_groups(groups, ranks):
+        num_bytes = FP32_BYTES * sum(sub_group)
+        largest = max(largest, _round_up(num_bytes, SWAP_ALIGNMENT))
+        if num_bytes < SWAPPED_BYTES:
+            resident += (2 + states) * num_bytes
+            continue
+        in_files += (1 + states) * _round_up(num_bytes, SWAP_ALIGNMENT)
+        aligned = (FP32_BYTES * numel // SWAP_ALIGNMENT * SWAP_ALIGNMENT for numel in sub_group)
+        in_files += sum(gradient for gradient in aligned if gradient >= SWAPPED_BYTES)
+    return in_files, resident + SWAP_BUFFERS * largest
 
 
 def _most_overlapping(groups: Sequence[Sequence[int]], owned: Sequence[int], ranks: int) -> int:

@@ -74,6 +74,8 @@ class MemoryPlan(BaseModel):
     """For what is not counted: CUDA's context and fragmentation, or a CPU rank's process."""
     host_bytes: int
     """Of this rank in host memory, because of offload."""
+    nvme_bytes: int = 0
+    """Of this rank in files on the node's own disk, because of ``offload: nvme``."""
     moments: dict[str, dict[str, int]]
     """Moment -> category -> bytes alive then."""
 
@@ -144,5 +146,6 @@ def plan_memory(states: ModelStates, activations: Activations, evaluated_batches
         buffers_bytes=max(parts["buffers"] for parts in moments.values()),
         margin_bytes=moments[peak_at]["margin"],
         host_bytes=states.host,
+        nvme_bytes=states.nvme,
         moments=moments,
     )

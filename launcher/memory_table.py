@@ -40,6 +40,7 @@ def rows(plan: RunPlan) -> list[RenderableType]:
         table.add_row(*map(Text, _row(plan, stage)))
     assumed = dict.fromkeys(told for stage in plan.stages if stage.time for told in stage.time.assumptions)
     told = [f"{stage.name}: {stage.why}" for stage in plan.stages if stage.fits is not True or "auto took" in stage.why]
+    told += [f"{stage.name}: {on_disk}" for stage in plan.stages if (on_disk := _on_disk(plan, stage))]
     told += [f"time is estimated: {'; '.join(assumed)}"] if assumed else []
     return [table, Text("\n".join(told))] if told else [table]
 
@@ -60,6 +61,8 @@ def explained(plan: RunPlan, name: str) -> RenderableType:
         blocks.append(_moment(moment, parts, found.memory.peak_bytes, is_peak=moment == found.memory.peak_at))
     if found.memory.host_bytes:
         blocks.append(Text(f"host memory: {_gib(found.memory.host_bytes)} GiB a rank"))
+    if on_disk := _on_disk(plan, found):
+        blocks.append(Text(on_disk))
     if found.disk:
         sizes = [found.disk.checkpoint_bytes, found.disk.model_bytes, found.disk.most_bytes]
         told = "disk: {} GiB a checkpoint inside the stage, {} the model at its end, {} at most while it runs"
@@ -67,6 +70,14 @@ def explained(plan: RunPlan, name: str) -> RenderableType:
     if found.time:
         blocks += _time(found.time)
     return Group(*blocks)
+
+
+def _on_disk(plan: RunPlan, stage: StagePlan) -> str:
+    """What ``offload: nvme`` puts on the nodes' own disks; empty where it puts nothing."""
+    if not stage.memory or not stage.memory.nvme_bytes:
+        return ""
+    a_rank, ranks = stage.memory.nvme_bytes, plan.cluster.ranks_per_node
+    return f"NVMe: {_gib(a_rank)} GiB a rank, {_gib(ranks * a_rank)} GiB on a node's own disk"
 
 
 def _time(time: StepTime) -> list[RenderableType]:

@@ -57,7 +57,7 @@ def build(stage: StagePlan, module: nn.Module, carried: Mapping[str, int]) -> to
                 }
             )
     # What is offloaded is stepped where it lies, on the host.
-    is_on_gpu = torch.cuda.is_available() and stage.settings.sharding.offload != "cpu"
+    is_on_gpu = torch.cuda.is_available() and stage.settings.sharding.offload == "none"
     return _construct(stage.settings.optimizer, groups, "cuda" if is_on_gpu else "cpu", stage.settings.seed)
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from launcher.recipe_data import Data
+from launcher.recipe_sharding import Sharding
 from launcher.recipe_types import (
     Betas,
     Interval,
@@ -31,7 +32,6 @@ TASKS_NOT_BUILT_YET = (
 )  # fmt: skip
 SOURCES_NOT_BUILT_YET = ("audiofolder", "voc")
 SCHEDULES_NOT_BUILT_YET = ("step", "polynomial", "plateau")
-SHARDING_NOT_BUILT_YET = {"strategy": ("fsdp",), "offload": ("nvme",)}
 
 # --- the task ---------------------------------------------------------------------------------------------------------
 # Each kind says which columns it reads (what `data.columns` may rename) and which metrics `evaluate.best` may name.
@@ -225,16 +225,6 @@ class Checkpoint(Strict):
     """auto: each epoch."""
     keep: PositiveInt = 2
     """The newest that are kept; the best one is kept besides."""
-
-
-class Sharding(Strict):
-    """How model, gradients and optimizer state are spread over the ranks."""
-
-    strategy: Literal["auto", "ddp", "zero1", "zero2", "zero3"] = "auto"
-    """auto: on GPUs the fastest of ddp, zero1, zero2, zero3, zero2 and zero3 with offload that fits the memory, by
-    estimate, together with the micro size and gradient checkpointing where those are auto too; on CPU ranks ddp."""
-    offload: Literal["none", "cpu"] = "none"
-    """cpu: the optimizer state, and under zero3 the parameters too, live in host memory."""
 
 
 class StageSettings(Strict):

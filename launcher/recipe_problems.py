@@ -27,8 +27,9 @@ from launcher.allowed import (
 )
 from launcher.allowed import choices as choices_of
 from launcher.errors import Problem
-from launcher.recipe import SCHEDULES_NOT_BUILT_YET, SHARDING_NOT_BUILT_YET, SOURCES_NOT_BUILT_YET, TASKS_NOT_BUILT_YET
+from launcher.recipe import SCHEDULES_NOT_BUILT_YET, SOURCES_NOT_BUILT_YET, TASKS_NOT_BUILT_YET
 from launcher.recipe_merge import DISCRIMINATORS, stage_names
+from launcher.recipe_sharding import SHARDING_NOT_BUILT_YET
 from launcher.yaml_tree import Key, Tree, walk
 
 NOT_BUILT_YET: dict[tuple[str, str], tuple[str, ...]] = {
@@ -36,7 +37,6 @@ NOT_BUILT_YET: dict[tuple[str, str], tuple[str, ...]] = {
     ("data", "source"): SOURCES_NOT_BUILT_YET,
     ("schedule", "kind"): SCHEDULES_NOT_BUILT_YET,
     ("sharding", "strategy"): SHARDING_NOT_BUILT_YET["strategy"],
-    ("sharding", "offload"): SHARDING_NOT_BUILT_YET["offload"],
 }
 OTHER_NAMES = {
     "lr": "learning_rate", "wd": "weight_decay", "eps": "epsilon", "max_grad_norm": "clip_grad_norm",

@@ -11,11 +11,11 @@ import inspect
 from functools import cache
 from typing import Any
 
-from launcher import recipe, recipe_data, slurm_options
+from launcher import recipe, recipe_data, recipe_sharding, slurm_options
 from launcher.recipe import Recipe
 from launcher.recipe_merge import DISCRIMINATORS
 
-SECTIONS = (recipe, recipe_data, slurm_options)
+SECTIONS = (recipe, recipe_data, recipe_sharding, slurm_options)
 """The modules that hold the recipe's types."""
 
 

@@ -67,6 +67,23 @@ def offload_needs_zero(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"{where}.sharding.offload", f"{message}; name one of them, or take offload out")
 
 
+def nvme_needs_zero3(recipe: Recipe) -> Iterator[Problem]:
+    for where, stage in _stages(recipe):  # DeepSpeed swaps under ZeRO-3 alone, and fp32 tensors
+        path, is_swapped = stage.sharding.nvme_path, stage.sharding.offload == "nvme"
+        if path is not None and not is_swapped:
+            message = f"{path!r} is for offload: nvme; write that, or take it out"
+            yield Problem(f"{where}.sharding.nvme_path", message)
+        if is_swapped and stage.sharding.strategy in ("zero1", "zero2"):
+            message = f"'nvme' needs zero3, but strategy is {stage.sharding.strategy}; write zero3, or offload: cpu"
+            yield Problem(f"{where}.sharding.offload", message)
+        if is_swapped and getattr(stage.optimizer, "state_dtype", "fp32") != "fp32":
+            message = "'bf16' cannot be swapped to files, which hold fp32; write fp32, or sharding.offload: cpu"
+            yield Problem(f"{where}.optimizer.state_dtype", message)
+        if path is not None and is_swapped and not path.startswith(("/", "$")):
+            message = f"{path!r} is not absolute; name a folder such as /scratch or $SLURM_TMPDIR, or take it out"
+            yield Problem(f"{where}.sharding.nvme_path", message)
+
+
 def master_needs_bf16_under_ddp(recipe: Recipe) -> Iterator[Problem]:
     """ZeRO hands the optimizer fp32 partitions, which are the masters; a module in fp32 is its own."""
     for where, stage in _stages(recipe):
@@ -239,6 +256,7 @@ RULES: tuple[Rule, ...] = (
     micro_size_divides_global_size,
     nesterov_needs_momentum,
     offload_needs_zero,
+    nvme_needs_zero3,
     master_needs_bf16_under_ddp,
     first_stage_carries_nothing,
     carry_needs_the_same_optimizer,

@@ -19,6 +19,8 @@ from launcher.recipe import Stage
 
 LADDER = (("ddp", "none"), ("zero1", "none"), ("zero2", "none"), ("zero3", "none"), ("zero2", "cpu"), ("zero3", "cpu"))
 """From the simplest to the most involved, first without offload."""
+LAST_RESORT = ("zero3", "nvme")
+"""After those, where the plan knows of a disk of the node's own (`Cluster.nvme_bytes`)."""
 ALIKE = 1.05
 """What takes at most so many times as long as the fastest that fits is taken for as fast, and of it the simplest way is
 taken: no estimate is better than that."""
@@ -58,9 +60,9 @@ def with_memory(plan: RunPlan, facts: ModelFacts, count: Count) -> RunPlan:
 
 
 def _settled(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -> StagePlan:
-    asked, on_gpu = plan.recipe.stages[stage.index], plan.cluster.gpus_per_node > 0
+    asked = plan.recipe.stages[stage.index]
     first = fit.verdict(stage, plan.cluster, facts, count)
-    ways = list(_open_ways(stage, asked, facts, on_gpu=on_gpu))
+    ways = list(_open_ways(stage, asked, plan.cluster, facts))
     is_open = len(ways) > 1 or (asked.batch.micro_size == "auto" and bool(micro_size.smaller(stage)))
     if first.fits is None or not is_open:  # nothing to choose, or nothing to choose by
         return _with(stage, first)
@@ -150,15 +152,22 @@ def _by_time(candidate: Candidate) -> tuple[float, int, int]:
     return candidate.seconds, *candidate.rank
 
 
-def _open_ways(stage: StagePlan, asked: Stage, facts: ModelFacts, *, on_gpu: bool) -> Iterator[StagePlan]:
+def _open_ways(stage: StagePlan, asked: Stage, cluster: Cluster, facts: ModelFacts) -> Iterator[StagePlan]:
     """What the recipe leaves open of sharding and checkpointing, the simpler first. On CPU ranks it is nothing."""
+    on_gpu = cluster.gpus_per_node > 0
     now = (stage.settings.sharding.strategy, stage.settings.sharding.offload)
     is_open = on_gpu and asked.sharding.strategy == "auto"  # with offload it never is: see `rules`
-    rungs = [rung for rung in LADDER if rung[0] == "ddp" or not refuses_zero(stage, facts)]
+    rungs = [rung for rung in ladder(stage, cluster) if rung[0] == "ddp" or not refuses_zero(stage, facts)]
     again = (False, True) if on_gpu and asked.gradient_checkpointing == "auto" else (asked.gradient_checkpointing,)
     for rung in rungs if is_open else [now]:
         for checkpoints in again:
             yield fit.checkpointed(fit.sharded(stage, *rung), checkpoints is True)
+
+
+def ladder(stage: StagePlan, cluster: Cluster) -> tuple[tuple[str, str], ...]:
+    """The rungs that a stage may take on a cluster."""
+    swaps = cluster.nvme_bytes is not None and getattr(stage.settings.optimizer, "state_dtype", "fp32") == "fp32"
+    return (*LADDER, LAST_RESORT) if swaps else LADDER
 
 
 def refuses_zero(stage: StagePlan, facts: ModelFacts) -> bool:
@@ -187,7 +196,7 @@ def at_each_strategy(plan: RunPlan, facts: ModelFacts, count: Count) -> dict[str
     for stage in plan.stages:
         now = (stage.settings.sharding.strategy, stage.settings.sharding.offload)
         of_stage = found.setdefault(stage.name, {})
-        for rung in dict.fromkeys([*LADDER, now]) if plan.cluster.gpus_per_node else [now]:
+        for rung in dict.fromkeys([*ladder(stage, plan.cluster), now]) if plan.cluster.gpus_per_node else [now]:
             memory = fit.verdict(fit.sharded(stage, *rung), plan.cluster, facts, count).memory
             if memory:
                 of_stage[fit.named(*rung) + (" (the plan)" if rung == now else "")] = memory

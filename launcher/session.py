@@ -126,7 +126,8 @@ def open_run(recipe_path: Path, overrides: Sequence[str] = (), run_dir: Path | N
     hub_access.stay_offline_if_unreachable(recipe)
     from launcher import survey  # imports torch, transformers and datasets
 
-    plan = survey.prepare(recipe, recipe_path.resolve().parent, _cluster(None, from_environment=True), origins)
+    cluster = clusters.with_own_disk(_cluster(None, from_environment=True))
+    plan = survey.prepare(recipe, recipe_path.resolve().parent, cluster, origins)
     free_space.require(plan, run)
     run.create()
     run_lock.take(run)

@@ -39,6 +39,8 @@ MEMORY_REACHED = 0.8
 """Share of the memory's bandwidth that the optimizer's kernel reaches (kernels/README.md)."""
 HOST_BANDWIDTH = 2.0e11
 """Of a node's main memory, bytes a second, shared by its ranks; where the optimizer steps on the host: assumed."""
+NVME_BANDWIDTH = 3.0e9
+"""Of a node's own disk, bytes a second, shared by its ranks, read and written in turn: assumed, a PCIe 4.0 x4 drive."""
 LOOPBACK = 2.0e9
 """Between CPU ranks, bytes a second of each: gloo over the loopback; assumed."""
 
@@ -72,6 +74,7 @@ class Machine:
     """To the ranks it exchanges gradients with; over several nodes the slower of the two ways."""
     pcie: float
     host: float
+    nvme: float
     launch_s: float
     assumptions: tuple[str, ...]
 
@@ -102,7 +105,7 @@ class StepTime(BaseModel):
     """That no compute hides."""
     optimizer: float
     offload: float
-    """Between the device and the host."""
+    """Between the device and the host, and between the host and the node's own disk."""
     assumptions: list[str]
 
 
@@ -120,7 +123,7 @@ def machine(
         told = f"{CPU_FLOPS_PER_THREAD / 1e9:.0f} GFLOP/s on each of {threads} threads a rank"
         return Machine(
             flops=threads * CPU_FLOPS_PER_THREAD, memory=share, link=LOOPBACK, pcie=share, host=share,
-            launch_s=LAUNCH_S, assumptions=(told,),
+            nvme=NVME_BANDWIDTH / ranks_per_node, launch_s=LAUNCH_S, assumptions=(told,),
         )  # fmt: skip
     known = find(gpu_kind) if gpu_kind else None
     kind = known or find(SUPPOSED)
@@ -135,7 +138,7 @@ def machine(
     return Machine(
         flops=peak * REACHED[precision], memory=kind.bandwidth, link=link * LINK_REACHED,
         pcie=kind.pcie * LINK_REACHED, host=HOST_BANDWIDTH / ranks_per_node,
-        launch_s=LAUNCH_S, assumptions=tuple(assumptions),
+        nvme=NVME_BANDWIDTH / ranks_per_node, launch_s=LAUNCH_S, assumptions=tuple(assumptions),
     )  # fmt: skip
 
 
@@ -160,6 +163,9 @@ def step_time(work: Work, sharding: Sharding, load: Load, accumulation: int, mac
     if sharding.offload:
         links = f"{machine.pcie / 1e9:.3g} GB/s over PCIe and {machine.host / 1e9:.3g} GB/s of host memory a rank"
         assumptions.append(links)
+    if sharding.nvme:
+        offload += nvme_bytes(sharding, load) / machine.nvme
+        assumptions.append(f"{machine.nvme / 1e9:.3g} GB/s of the node's own disk a rank")
     stepping = optimizer_bytes(sharding, load) / (machine.host if sharding.offload else machine.memory * MEMORY_REACHED)
     parts = {
         "compute": accumulation * compute,
@@ -224,3 +230,9 @@ def pcie_bytes(sharding: Sharding, load: Load, accumulation: int) -> tuple[float
     if sharding.zero_stage < 3:
         return gradients, s * owned
     return gradients, accumulation * 2 * s * (load.trained + load.frozen) / sharding.ranks
+
+
+def nvme_bytes(sharding: Sharding, load: Load) -> float:
+    """Bytes of a rank to and from the node's own disk in a step: of each element it owns gradient, master and states
+    written and read once, in fp32; nothing of it is taken to be hidden (Rajbhandari et al., "ZeRO-Infinity", 2021)."""
+    return 2 * FP32_BYTES * (2 + load.optimizer_states) * load.trained / sharding.ranks

@@ -19,6 +19,7 @@ from launcher import (
     free_space,
     hub_access,
     models,
+    nvme,
     session,
     split_stages,
     tasks,
@@ -89,6 +90,9 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
             f"planned for {plan.cluster}, but torch {torch.__version__} computes on {runtime.device.type} here; "
             "check the driver and that torch is a CUDA build, or hide the GPUs with CUDA_VISIBLE_DEVICES= and plan anew"
         )
+    for sharding in (stage.settings.sharding for stage in plan.stages):
+        if sharding.offload == "nvme" and runtime.local_rank == 0:  # now, and not when that stage's turn has come
+            nvme.look(sharding.nvme_path, run_dir.path)
     recipe, recipe_dir = plan.recipe, Path(plan.recipe_dir)
     # All ranks or none, or they might read other versions.
     if any(runtime.gather(hub_access.is_offline() or hub_access.is_lost(recipe))):

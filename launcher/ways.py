@@ -15,7 +15,7 @@ from launcher.fit import Count
 from launcher.parameters import ModelFacts, groups
 from launcher.plan import GroupPlan, RunPlan, StagePlan
 from launcher.recipe import ImageClassification
-from launcher.search import LADDER, refuses_zero
+from launcher.search import LADDER, ladder, refuses_zero
 
 MOST_WAYS = 3
 SHORTEST = 64
@@ -41,7 +41,7 @@ def shortage(plan: RunPlan, facts: ModelFacts, count: Count) -> str | None:
         if stage.fits is False and plan.cluster.gpus_per_node:
             ways = list(_ways(plan, stage, facts, count))
             lines.append(f"stage {stage.name}: {stage.why}")
-            rung = LADDER[0] if refuses_zero(stage, facts) else LADDER[-1]
+            rung = LADDER[0] if refuses_zero(stage, facts) else ladder(stage, plan.cluster)[-1]
             last = fit.verdict(fit.sharded(stage, *rung), plan.cluster, facts, count).why
             nothing = f"  nothing that was tried would fit; {fit.named(*rung)} {last}"
             lines += [f"  would fit: {way}" for way in ways] or [nothing]
@@ -71,7 +71,8 @@ def _ways(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -> I
 
 def _other_strategies(plan: RunPlan, stage: StagePlan, facts: ModelFacts) -> Iterator[Way]:
     now = (stage.settings.sharding.strategy, stage.settings.sharding.offload)
-    after = LADDER[LADDER.index(now) + 1 :] if now in LADDER else (("zero3", "cpu"),)
+    rungs = ladder(stage, plan.cluster)
+    after = rungs[rungs.index(now) + 1 :] if now in rungs else (("zero3", "cpu"),)
     besides = ", optimizer.master: none" if stage.master != "none" else ""
     for strategy, offload in () if refuses_zero(stage, facts) else after:
         changed = fit.sharded(stage, strategy, offload)

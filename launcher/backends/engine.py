@@ -39,6 +39,8 @@ class Parts:
     """Clips to a global gradient norm (infinity: measures), steps, and returns the norm before; see `optim`."""
     start_tensor: Callable[[str], torch.Tensor]
     """fp32 value of a parameter at the stage's start, read from disk."""
+    run_dir: Path = Path()
+    """Of the run; it names what the run leaves on a node's own disk."""
 
 
 @dataclass(frozen=True)

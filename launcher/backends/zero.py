@@ -27,6 +27,7 @@ from deepspeed.utils import (
 from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
+from launcher import memory
 from launcher.backends.engine import (
     Engine,
     Parts,
@@ -50,18 +51,29 @@ deepspeed.utils.logger.setLevel(logging.WARNING)
 def build(parts: Parts) -> Engine:
     """Build the module, under stage 3 sharded from the start, and its DeepSpeed engine.
 
+    Raises: RuntimeError as `wrapped`.
+    """
+    built = ZeroEngine(*wrapped(parts, deepspeed_config(parts.stage)), parts)
+    if parts.stage.settings.precision != "fp32":
+        built.restore_masters(parts)
+    return built
+
+
+def wrapped(parts: Parts, config: dict[str, Any]) -> tuple[Accelerator, deepspeed.DeepSpeedEngine]:
+    """The engine of a DeepSpeed configuration, and the accelerator that made it.
+
     Raises:
         RuntimeError: Accelerate built something else than the ZeRO stage that was asked for.
     """
     forget_accelerate()
-    runtime, stage = parts.runtime, parts.stage
-    config = deepspeed_config(stage)
-    handlers = [InitProcessGroupKwargs(backend="gloo")] if runtime.device.type == "cpu" else []
+    handlers = [InitProcessGroupKwargs(backend="gloo")] if parts.runtime.device.type == "cpu" else []
     with redirect_stdout(sys.stderr):  # it prints what it compiles
-        return _build(parts, config, handlers)
+        return _wrapped(parts, config, handlers)
 
 
-def _build(parts: Parts, config: dict[str, Any], handlers: list[InitProcessGroupKwargs]) -> Engine:
+def _wrapped(
+    parts: Parts, config: dict[str, Any], handlers: list[InitProcessGroupKwargs]
+) -> tuple[Accelerator, deepspeed.DeepSpeedEngine]:
     runtime, stage = parts.runtime, parts.stage
     plugin = DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
     accelerator = Accelerator(deepspeed_plugins=plugin, kwargs_handlers=handlers)
@@ -76,20 +88,23 @@ def _build(parts: Parts, config: dict[str, Any], handlers: list[InitProcessGroup
     is_zero = isinstance(engine, deepspeed.DeepSpeedEngine)
     if not is_zero or engine.zero_optimization_stage() != stage.zero_stage or engine.world_size != runtime.ranks:
         raise RuntimeError(f"asked for {stage.settings.sharding.strategy} over {runtime.ranks} ranks, got {engine!r}")
-    built = ZeroEngine(accelerator, engine, parts)
-    if stage.settings.precision != "fp32":
-        built.restore_masters(parts)
-    return built
+    return accelerator, engine
 
 
-def deepspeed_config(stage: StagePlan) -> dict[str, Any]:
-    """The DeepSpeed configuration of a stage; every value that matters is said, since Accelerate would default it."""
+def deepspeed_config(stage: StagePlan, swaps_to: Path | None = None) -> dict[str, Any]:
+    """The DeepSpeed configuration of a stage; every value that matters is said, since Accelerate would default it.
+
+    ``swaps_to``: the folder of the node's own disk, under ``offload: nvme``.
+    """
     settings, zero = stage.settings, stage.zero_stage
     on_cpu = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    offload = settings.sharding.offload == "cpu"
+    offload = settings.sharding.offload != "none"
     optimization: dict[str, Any] = {"stage": zero, "contiguous_gradients": True, "overlap_comm": zero > 1}
     if offload:
         optimization["offload_optimizer"] = on_cpu
+    if swaps_to:
+        on_nvme = {"device": "nvme", "nvme_path": str(swaps_to), "buffer_count": memory.SWAP_BUFFERS}
+        optimization |= {"offload_optimizer": on_nvme, "sub_group_size": memory.SWAP_SUB_GROUP_ELEMENTS}
     if zero == 3:
         optimization["stage3_gather_16bit_weights_on_model_save"] = True
         if offload:

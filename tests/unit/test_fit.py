@@ -255,6 +255,25 @@ def test_host_memory_limits_offload(make_plan: MakePlan) -> None:
     assert "of the 20 GiB of a node's host" in narrow.why
 
 
+def test_nvme_is_autos_last_resort_and_taken_only_where_there_is_a_disk(make_plan: MakePlan) -> None:
+    """Where neither the GPUs nor the host have room; the plan's table and its verdict say what lies on the disk."""
+    narrow = gpus(9, host_gib=26)
+    disk = narrow.model_copy(update={"nvme_bytes": 500 * GIB})
+    without, found = (planned(make_plan, cluster).stages[1] for cluster in (narrow, disk))
+    assert without.fits is False
+    assert (found.fits, found.settings.sharding.offload) == (True, "nvme"), found.why
+    assert "zero3 with offload to the host" in found.why
+    assert found.memory is not None
+    assert found.memory.nvme_bytes > 0
+    assert found.time is not None
+    assert any("of the node's own disk a rank" in told for told in found.time.assumptions)
+    assert "NVMe: " in shown(memory_table.explained(planned(make_plan, disk), "full"))
+    full = narrow.model_copy(update={"nvme_bytes": 1 * GIB})
+    asked = planned(make_plan, full, sharding={"strategy": "zero3", "offload": "nvme"}).stages[1]
+    assert asked.fits is False
+    assert "of the 1 GiB free on a node's own disk" in asked.why
+
+
 def test_unknown_is_not_a_verdict(make_plan: MakePlan) -> None:
     unsized = planned(make_plan, gpus(None)).stages[1]
     assert (unsized.fits, unsized.settings.sharding.strategy) == (None, "ddp")

@@ -59,7 +59,7 @@ BROKEN = {
     "key of a stage": Broken("    epochs: 2", "    epoch: 2\n    steps: 3", 18, "stages.full.epoch", ("'epochs'?",)),
     "key of a stage's map": Broken(
         "    epochs: 2", "    epochs: 2\n    sharding: {stratgy: zero3}", 19, "stages.full.sharding.stratgy",
-        ("did you mean 'strategy'? It takes strategy and offload",),
+        ("did you mean 'strategy'? It takes strategy, offload and nvme_path",),
     ),
     "key of another kind": Broken(
         "learning_rate: 1e-3", "momentum: 0.9", 10, "optimizer.momentum",
@@ -116,9 +116,13 @@ BROKEN = {
     ),
     "source to come": Broken("source: csv", "source: audiofolder", 6, "data.source", ("not built yet; built: csv",)),
     "schedule to come": Broken("batch:", "schedule: {kind: plateau}\nbatch:", 9, "schedule.kind", ("not built yet",)),
-    "offload to come": Broken(
-        "batch:", "sharding: {strategy: zero3, offload: nvme}\nbatch:", 9, "sharding.offload",
-        ("not built yet; built: none and cpu",),
+    "strategy to come": Broken(
+        "batch:", "sharding: {strategy: fsdp}\nbatch:", 9, "sharding.strategy",
+        ("not built yet; built: auto, ddp, zero1, zero2 and zero3",),
+    ),
+    "path of no disk": Broken(
+        "batch:", "sharding: {strategy: zero3, offload: nvme, nvme_path: scratch}\nbatch:", 9, "sharding.nvme_path",
+        ("'scratch' is not absolute", "$SLURM_TMPDIR"),
     ),
     "kind of optimizer": Broken("learning_rate: 1e-3", "kind: adamv", 10, "optimizer.kind", ("did you mean 'adam",)),
     "kind of schedule": Broken("batch:", "schedule: {kind: cosin}\nbatch:", 9, "schedule.kind", ("'cosine'?",)),

@@ -24,6 +24,7 @@ IMAGES = {"task": {"kind": "image-classification"}, "data": {"source": "imagefol
 SPLIT = {"optimizer": {"kind": "adamw", "master": "split16"}}
 DDP, ZERO2, BF16 = {"sharding": {"strategy": "ddp"}}, {"sharding": {"strategy": "zero2"}}, {"precision": "bf16"}
 CAUSAL = {"task": {"kind": "causal-lm"}}
+NVME: dict[str, Any] = {"sharding": {"strategy": "zero3", "offload": "nvme"}}
 
 CASES: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
     # rule -> [(edit that it refuses, path of the problem, near edit that is fine)]
@@ -43,6 +44,17 @@ CASES: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
     "offload_needs_zero": [
         ({"stages": {1: {"sharding": {"offload": "cpu"}}}}, "stages.full.sharding.offload",
          {"stages": {1: {"sharding": {"offload": "cpu", "strategy": "zero1"}}}}),
+    ],
+    "nvme_needs_zero3": [
+        ({"stages": {1: NVME | {"sharding": {"strategy": "zero2", "offload": "nvme"}}}}, "stages.full.sharding.offload",
+         {"stages": {1: NVME}}),
+        ({"stages": {1: NVME | {"optimizer": {"kind": "adamw", "state_dtype": "bf16"}}}},
+         "stages.full.optimizer.state_dtype", {"stages": {1: NVME | {"optimizer": {"kind": "adamw"}}}}),
+        ({"stages": {1: {"sharding": {**NVME["sharding"], "nvme_path": "swap"}}}}, "stages.full.sharding.nvme_path",
+         {"stages": {1: {"sharding": {**NVME["sharding"], "nvme_path": "$SLURM_TMPDIR"}}}}),
+        ({"stages": {1: {"sharding": {"strategy": "zero3", "offload": "cpu", "nvme_path": "/scratch"}}}},
+         "stages.full.sharding.nvme_path",
+         {"stages": {1: {"sharding": {**NVME["sharding"], "nvme_path": "/scratch"}}}}),
     ],
     "master_needs_bf16_under_ddp": [
         ({"stages": {1: SPLIT | DDP}}, "stages.full.optimizer.master", {"stages": {1: SPLIT | DDP | BF16}}),

@@ -12,7 +12,8 @@ from launcher.step_time import Load, Machine, Work
 
 GIGA, TERA = 1e9, 1e12
 PLAIN = Machine(
-    flops=100 * TERA, memory=GIGA * 1000, link=GIGA * 100, pcie=GIGA * 10, host=GIGA * 50, launch_s=0.0,
+    flops=100 * TERA, memory=GIGA * 1000, link=GIGA * 100, pcie=GIGA * 10, host=GIGA * 50, nvme=GIGA * 2,
+    launch_s=0.0,
     assumptions=(),
 )  # fmt: skip
 LOAD = Load(trained=3_000_000_000, frozen=1_000_000_000, tensors=0, optimizer_states=2)
@@ -45,6 +46,15 @@ def test_the_parts_of_a_step_by_hand() -> None:
     assert found.offload == pytest.approx((2 + 1) * 2 * owned / 1e10)
     parts = (found.compute, found.recomputation, found.communication, found.optimizer, found.offload)
     assert found.seconds == pytest.approx(sum(parts))
+
+
+def test_a_swapped_step_reads_and_writes_the_nodes_disk() -> None:
+    """Gradient, master and two states of every owned element, both ways, on top of what the host's offload takes."""
+    host, disk = (
+        step_time.step_time(WORK, Sharding(3, 4, True, "bf16", nvme=on), LOAD, 2, PLAIN) for on in (False, True)
+    )
+    assert disk.offload - host.offload == pytest.approx(2 * 16 * 3e9 / 4 / 2e9)
+    assert disk.seconds - host.seconds == pytest.approx(disk.offload - host.offload)
 
 
 def test_what_cannot_hide_is_waited_for() -> None:

@@ -268,7 +268,7 @@ def test_the_json_has_the_keys_that_programs_read(folder: Path) -> None:
     top, full = shown["stages"]
     for stage in (top, full):
         assert stage.keys() >= {"name", "parameters", "groups", "sharding", "batch", "steps", "epochs"}
-        assert stage["sharding"] == {"strategy": "ddp", "offload": "none"}
+        assert stage["sharding"] == {"strategy": "ddp", "offload": "none", "nvme_path": None}
         for group in stage["groups"]:
             assert group.keys() == {"pattern", "learning_rate", "weight_decay", "parameters"}, "without the names"
         assert sum(group["parameters"] for group in stage["groups"]) == stage["parameters"]["trainable"]

@@ -1,0 +1,96 @@
+"""ZeRO 3 whose fp32 masters and optimizer state lie in files on the node's own disk: ``offload: nvme``.
+
+Owns what differs from `zero` where those are read and written; the swapping is DeepSpeed's, through libaio (Rajbhandari
+et al., "ZeRO-Infinity", 2021). Parameters' shards and gradients are in host memory, as under ``offload: cpu``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from launcher import memory, nvme
+from launcher.backends.engine import Engine, Parts
+from launcher.backends.swap_files import SwapFiles
+from launcher.backends.zero import ZeroEngine, deepspeed_config, wrapped
+from launcher.errors import EnvironmentProblem
+
+
+def build(parts: Parts) -> Engine:
+    """Look at the machine, make the swap folder, and build the engine.
+
+    Raises: EnvironmentProblem when this node cannot swap; RuntimeError as `zero.wrapped`.
+    """
+    stage, runtime = parts.stage, parts.runtime
+    on_this_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    first = runtime.rank - runtime.local_rank
+    largest = max(group.parameters for group in stage.groups) // runtime.ranks
+    sub_group = min(largest, memory.SWAP_SUB_GROUP_ELEMENTS)  # but for what its last parameter adds
+    folder = nvme.require(
+        stage.settings.sharding.nvme_path, parts.run_dir, stage.memory.nvme_bytes if stage.memory else 0,
+        range(first, first + on_this_node), runtime.rank,
+        buffer_bytes=memory.SWAP_BUFFERS * memory.FP32_BYTES * sub_group,
+    )  # fmt: skip
+    runtime.barrier()  # nobody writes before all have looked at what is free
+    try:
+        built = NvmeEngine(*wrapped(parts, deepspeed_config(stage, folder)), parts, folder)
+    except ImportError as error:  # the operator was compiled elsewhere, against a library that is not here
+        raise EnvironmentProblem(
+            f"sharding.offload: nvme: DeepSpeed's async_io operator does not load: {error}"
+        ) from error
+    if stage.settings.precision != "fp32":
+        built.restore_masters(parts)
+    return built
+
+
+class NvmeEngine(ZeroEngine):
+    """A DeepSpeed engine that swaps."""
+
+    def __init__(self, accelerator: Accelerator, engine: deepspeed.DeepSpeedEngine, parts: Parts, folder: Path) -> None:
+        super().__init__(accelerator, engine, parts)
+        self.swapped = SwapFiles(engine.optimizer, parts.runtime.rank, folder)
+
+    def restore_masters(self, parts: Parts) -> None:
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                value = parts.start_tensor(name).to(parts.runtime.device)
+                self.swapped.part(parameter).copy_(self._shard(parameter, value))
+
+    def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                yield name, self.swapped.whole(parameter)
+            else:
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    yield name, parameter.detach().clone()
+
+    def _whole_state(self, parameter: nn.Parameter, flat_state: torch.Tensor, key: str) -> torch.Tensor:
+        return self.swapped.whole(parameter, key).cpu()
+
+    def set_optimizer_state(self, name: str, steps: int, tensors: dict[str, torch.Tensor]) -> None:
+        parameter = self.module.get_parameter(name)
+        self.swapped.give_state(self.swapped.index_of(parameter), [*tensors], torch.tensor(float(steps)))
+        for key, value in tensors.items():
+            self.swapped.part(parameter, key).copy_(self._shard(parameter, value))
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.swapped.save(folder, self.module)
+
+    def load(self, folder: Path) -> None:
+        self.swapped.load(folder, self.module)
+
+    def describe(self) -> dict[str, Any]:
+        swapped = {"nvme_bytes": self.swapped.num_bytes(), "buffer_bytes": self.swapped.buffer_bytes()}
+        return super().describe() | swapped
+
+    def close(self) -> None:
+        self.swapped.remove()
+        super().close()
