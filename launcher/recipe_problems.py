@@ -30,6 +30,7 @@ from launcher.errors import Problem
 from launcher.recipe import SCHEDULES_NOT_BUILT_YET, SOURCES_NOT_BUILT_YET, TASKS_NOT_BUILT_YET
 from launcher.recipe_merge import DISCRIMINATORS, stage_names
 from launcher.recipe_sharding import SHARDING_NOT_BUILT_YET
+from launcher.recipe_types import LARGEST_INT
 from launcher.yaml_tree import Key, Tree, walk
 
 NOT_BUILT_YET: dict[tuple[str, str], tuple[str, ...]] = {
@@ -155,6 +156,8 @@ def _hint(tree: Tree, slot: Slot | None) -> str:
     if slot is None:
         return ""
     allowed = in_words(slot)
+    if isinstance(tree.value, int) and tree.value > LARGEST_INT and "whole number" in allowed:
+        return f": it is above {LARGEST_INT}"
     if isinstance(tree.value, str) and "number" in allowed:
         try:
             float(tree.value)
