@@ -61,7 +61,9 @@ def _rows_of(given: str, data: Data, is_pair: bool) -> list[dict[str, Any]]:
 def _rows_of_file(path: Path, data: Data, is_pair: bool) -> list[dict[str, Any]]:
     format_ = SUFFIXES[path.suffix.lower()]
     if format_ == "text" and is_pair:
-        raise UserError(f"{path} holds one text a line, and the model was trained on pairs; give it a csv or JSON lines")
+        raise UserError(
+            f"{path} holds one text a line, and the model was trained on pairs; give it a csv or JSON lines"
+        )
     names = {column: _name(data, column) for column in (("text", "text_pair") if is_pair else ("text",))}
     if format_ == "text":
         names = {"text": "text"}
@@ -73,7 +75,8 @@ def _rows_of_file(path: Path, data: Data, is_pair: bool) -> list[dict[str, Any]]
         if wrong:
             raise DataError(f"{path}: no text in column {names[key]!r} of {table.named(wrong)}; repair or remove them")
     return [
-        {**{key: columns[key][row] for key in columns}, "id": f"{path}:{row_id}"} for row, row_id in enumerate(table.ids)
+        {**{key: columns[key][row] for key in columns}, "id": f"{path}:{row_id}"}
+        for row, row_id in enumerate(table.ids)
     ]
 
 

@@ -39,8 +39,8 @@ def locate(model: Model, recipe_dir: Path) -> str:
     )
     if is_path and model.revision is not None:
         raise UserError(
-            f"model.revision: {model.revision!r} is for models of the hub, but model.source {source!r} is a folder; take "
-            "revision out"
+            f"model.revision: {model.revision!r} is for models of the hub, but model.source {source!r} is a folder; "
+            "take revision out"
         )
     if is_path:
         return str(existing_path(source, recipe_dir, "model.source"))
