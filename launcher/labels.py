@@ -92,8 +92,8 @@ def _label_text(value: object, class_names: list[str] | None, column: str, table
 
 
 def _by_value(names: list[str]) -> Any:
-    """Sort key: whole numbers by value, anything else as text."""
-    return int if all(name.removeprefix("-").isdecimal() for name in names) else str
+    """Sort key: whole numbers by value, anything else as text, digits too that are more than an int64 has."""
+    return int if all(name.removeprefix("-").isdecimal() and len(name) <= 20 for name in names) else str
 
 
 def _check_given(names: list[str], there: set[str]) -> None:

@@ -91,7 +91,7 @@ def override(recipe: Tree, assignment: str) -> list[Problem]:
         return [Problem("extends", "cannot be set with --set, which comes after it; write it in the file", SET.file)]
     value, problems = parse(text, SET.file, has_lines=False)
     if problems:
-        return [Problem(path, f"value {shortened(text)!r} is {problem.message}", SET.file) for problem in problems]
+        return [Problem(path, f"value {shortened(text)!r}: {problem.message}", SET.file) for problem in problems]
     try:
         _assign(recipe, _keys(recipe, path), value or Tree(None, SET))
     except _LeadsNowhereError as error:

@@ -22,7 +22,7 @@ Name = Annotated[
 ]
 Betas = Annotated[tuple[Probability, Probability], Field(strict=False)]
 """A list will do for a tuple, its entries are as strict as anywhere."""
-Interval = Annotated[str, Field(pattern=r"^[1-9][0-9]*(ep|st)$", examples=["1ep", "200st"])]
+Interval = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}(ep|st)$", examples=["1ep", "200st"])]
 """``1ep`` = every epoch, ``200st`` = every 200 optimizer steps."""
 
 

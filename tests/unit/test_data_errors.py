@@ -128,6 +128,12 @@ def test_json_that_no_column_holds(tmp_path: Path, values: list[str], says: str)
     assert says in message(tmp_path, source="json", files="a.json")
 
 
+def test_labels_of_thousands_of_digits_are_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"text {n},{str(9 - n % 2) * 5000}\n" for n in range(20)))
+    data: Data = TypeAdapter(Data).validate_python({"source": "csv", "files": "a.csv"})
+    assert load(data, TEXTS, tmp_path).labels == ["8" * 5000, "9" * 5000]
+
+
 @pytest.mark.parametrize("value", ['["a"]', '{"a": 1}'])
 def test_labels_that_are_lists(tmp_path: Path, value: str) -> None:
     (tmp_path / "a.json").write_text(f'{{"text": "x", "label": {value}}}\n' * 4)

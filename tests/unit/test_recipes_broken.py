@@ -255,6 +255,10 @@ BROKEN = {
     "set a number beyond 64 bits": Broken(
         "x^", "", None, "seed", ("it is above 9223372036854775807; it takes a whole number from 0",), (f"seed={2**63}",)
     ),
+    "set an interval beyond 64 bits": Broken(
+        "x^", "", None, "checkpoint.every", ("999...' is not allowed; it takes text such as 1ep",),
+        (f"checkpoint.every={'9' * 5000}st",),
+    ),
     "set brackets without end": Broken("x^", "", None, "seed", ("more than 50 maps",), ("seed=" + "[" * 2000,)),
     "set extends": Broken("x^", "", None, "extends", ("write it in the file",), ("extends=base.yaml",)),
     "set steps beside epochs": Broken("x^", "", None, "stages.full.steps", ("both",), ("stages.1.steps=4",)),
