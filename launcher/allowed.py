@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from launcher.recipe import Recipe
-from launcher.yaml_tree import Key, Tree
+from launcher.recipe_types import LARGEST_INT
+from launcher.yaml_tree import Key, Tree, shortened
 
 _SIMPLE = {str: "text", bool: "true or false", int: "a whole number", float: "a number", NoneType: "null"}
 
@@ -155,6 +156,8 @@ def _bounds(metadata: Iterable[Any]) -> str:
         if isinstance(one, annotated_types.MinLen):
             found.append("not empty" if one.min_length == 1 else f"at least {one.min_length} long")
         elif isinstance(one, annotated_types.Le):
+            if one.le == LARGEST_INT:  # goes without saying until it is passed
+                continue
             found.append(f"to {one.le:g}")
         elif type(one) in words:
             found.append(f"{words[type(one)]} {getattr(one, type(one).__name__.lower()):g}")
@@ -174,10 +177,10 @@ def shown(tree: Tree) -> str:
     if isinstance(value, list):
         return f"a list of {len(value)}" if value else "an empty list"
     if isinstance(value, str):
-        return f"text {value[:57] + '...' if len(value) > 60 else value!r}"
+        return f"text {shortened(value)!r}"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return f"number {value!r}" if isinstance(value, int) or math.isfinite(value) else f"{value!r}"
+    return f"number {shortened(repr(value))}" if isinstance(value, int) or math.isfinite(value) else f"{value!r}"
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:

@@ -43,7 +43,7 @@ def facts_of(module: nn.Module, layers: Sequence[Block], head: Sequence[str], co
 def transformers_head(model: Any) -> tuple[str, ...]:
     """What lies outside the base model; of a language model the output embeddings, under their first name if tied.
 
-    Empty when the model does not say which part is its base.
+    Empty when the model does not say which part is its base, or when nothing is outside of it.
     """
     output = model.get_output_embeddings()
     if output is not None:
@@ -56,7 +56,7 @@ def transformers_head(model: Any) -> tuple[str, ...]:
     return _as_prefixes(model, [name for name, p in model.named_parameters() if id(p) not in inside])
 
 
-def torchvision_head(module: nn.Module, other: nn.Module) -> tuple[str, ...]:
+def head_by_labels(module: nn.Module, other: nn.Module) -> tuple[str, ...]:
     """Modules with a parameter whose shape differs in ``other``, the same network built for another number of classes.
 
     So the head is what depends on the number of classes, wherever a network keeps it (``fc``, ``classifier.6``,
@@ -68,12 +68,23 @@ def torchvision_head(module: nn.Module, other: nn.Module) -> tuple[str, ...]:
 
 
 def transformers_layers(model: Any) -> tuple[Block, ...]:
-    """The blocks of a transformers model: the largest list of equal blocks; of an encoder-decoder those of both."""
+    """The blocks of a transformers model, of an encoder-decoder those of both.
+
+    They are the largest list of equal blocks, or the list of unlike ones (Zamba's, SwiftFormer's) where that is nearly
+    all of the network, or where there is no other.
+    """
     towers = [model]
     if getattr(model.config, "is_encoder_decoder", False):
         towers = [tower for tower in (model.get_encoder(), model.get_decoder()) if tower is not None]
     prefixes = {id(child): name + "." if name else "" for name, child in model.named_modules()}
-    return tuple((prefixes[id(tower)] + block,) for tower in towers for block in _largest_list(tower, (nn.ModuleList,)))
+    return tuple((prefixes[id(tower)] + block,) for tower in towers for block in _transformers_blocks(tower))
+
+
+def _transformers_blocks(tower: nn.Module) -> list[str]:
+    equal = _largest_list(tower, (nn.ModuleList,))
+    unlike = _largest_list(tower, (nn.ModuleList,), is_equal=False)
+    is_most = _numel(tower, unlike) > max(MOSTLY * _numel(tower, [""]), _numel(tower, equal))
+    return unlike if is_most or not equal else equal
 
 
 def torchvision_layers(module: nn.Module, head: Sequence[str]) -> tuple[Block, ...]:
@@ -123,12 +134,19 @@ def _children_with_parameters(module: nn.Module, prefix: str) -> tuple[Block, ..
     return tuple((f"{prefix}{name}.",) for name, child in module.named_children() if _numel(child, [""]))
 
 
-def _largest_list(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[str]:
-    """Prefixes of the members of the container of equal blocks that holds the most parameters; the outermost wins."""
+def _largest_list(module: nn.Module, kinds: tuple[type[nn.Module], ...], *, is_equal: bool = True) -> list[str]:
+    """Prefixes of the members of the container that holds the most parameters; the outermost wins.
+
+    ``is_equal``: of blocks of one class; else of any, and members without parameters are no blocks.
+    """
     largest: tuple[int, list[str]] = (0, [])
     for name, container in module.named_modules():
         members = list(container.named_children())
-        if not isinstance(container, kinds) or not members or len({type(member) for _, member in members}) > 1:
+        if not is_equal:
+            members = [(member, child) for member, child in members if next(child.parameters(), None) is not None]
+        if not isinstance(container, kinds) or not members:
+            continue
+        if is_equal and len({type(member) for _, member in members}) > 1:
             continue
         size = sum(parameter.numel() for parameter in container.parameters())
         if size > largest[0]:

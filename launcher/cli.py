@@ -163,7 +163,12 @@ def evaluate(run: Run, split: Annotated[str, typer.Option(help="train, validatio
 @app.command()
 def predict(
     run: Run,
-    inputs: Annotated[list[str], typer.Argument(help="Texts, or paths of images or text files.", metavar="INPUT…")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Texts or files of them (.txt: one a line; csv, json, parquet), or images.", metavar="INPUT…"
+        ),
+    ],
 ) -> None:
     """Predict with a run's exported model; one JSON object a line."""
     import json

@@ -150,7 +150,8 @@ def _load_torchvision(folder: Path, config: dict[str, Any]) -> Export:
 def _load_transformers(folder: Path) -> Export:
     config = transformers.AutoConfig.from_pretrained(folder)
     model_class = getattr(transformers, config.architectures[0])
-    module = model_class.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+    with transformers_source.quiet():
+        module = model_class.from_pretrained(folder, config=config, dtype=torch.float32).eval()
     if (folder / "preprocessor_config.json").is_file():
         processor: Any = image_spec.from_transformers(transformers.AutoImageProcessor.from_pretrained(folder))
     else:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher import data, hub_access, tasks
+from launcher import data, hub_access, prediction_inputs, session, tasks
 from launcher.batches import evaluation_batches
 from launcher.errors import UserError
 from launcher.evaluation import evaluate as measure
@@ -32,7 +32,7 @@ def evaluate(run_dir: RunDir, split: str = "validation") -> dict[str, float]:
     Raises:
         UserError: no such split, or the run has exported nothing yet.
     """
-    plan = _plan(run_dir)
+    plan = session.read_plan(run_dir.path)
     module, task = _loaded(run_dir, plan)
     recipe = plan.recipe
     hub_access.stay_offline_if_unreachable(recipe)
@@ -51,26 +51,23 @@ def evaluate(run_dir: RunDir, split: str = "validation") -> dict[str, float]:
 
 
 def predict(run_dir: RunDir, inputs: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The exported model's answer to each input: a text, or for an image task the path of an image.
+    """The exported model's answer to each input: a text, each text of a file, or for an image task a path.
 
     Raises:
         UserError: the run has exported nothing yet, or an input cannot be read.
     """
-    plan = _plan(run_dir)
+    plan = session.read_plan(run_dir.path)
+    if isinstance(plan.recipe.task, ImageClassification):
+        rows = prediction_inputs.image_rows(inputs)
+    else:
+        is_pair = "text_pair" in plan.data.columns
+        rows = prediction_inputs.text_rows(inputs, plan.recipe.data, is_pair=is_pair)
     module, task = _loaded(run_dir, plan)
-    column = "image" if isinstance(plan.recipe.task, ImageClassification) else "text"
-    rows = [{column: given, "id": given} for given in inputs]
     for begin in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[begin : begin + ROWS_AT_ONCE]
         batch = task.collate(task.encode_rows(some, augment_seeds=None), [1.0] * len(some)).to(_device())
         with torch.no_grad():
             yield from task.decode(_logits(module(**batch.model_inputs)), batch)
-
-
-def _plan(run_dir: RunDir) -> RunPlan:
-    if not run_dir.plan.is_file():
-        raise UserError(f"{run_dir.path} is no run: it has no plan.json; start one with `thawline run RECIPE`")
-    return RunPlan.model_validate_json(run_dir.plan.read_text())
 
 
 def _loaded(run_dir: RunDir, plan: RunPlan) -> tuple[nn.Module, BoundTask]:

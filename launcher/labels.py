@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from launcher.errors import DataError
 from launcher.table_files import Table
+from launcher.yaml_tree import shortened
 
 Indices = npt.NDArray[np.int64]
 NAMES_SHOWN = 12
@@ -59,7 +61,14 @@ def label_ids(tables: dict[str, Table], column: str, given: list[str] | None) ->
 
 def _named_labels(table: Table, column: str) -> tuple[list[str], Indices]:
     """The distinct labels as text, and [rows] which of them each row has."""
-    encoded = pc.dictionary_encode(table.columns[column].combine_chunks())
+    cells = table.columns[column].combine_chunks()
+    if pa.types.is_nested(cells.type):
+        held = next((cell for cell in cells.to_pylist() if cell is not None), None)
+        raise DataError(
+            f"data.columns.label: column {column!r} of {table.where} holds {shortened(repr(held))}; a label is "
+            "one name or one whole number"
+        )
+    encoded = pc.dictionary_encode(cells)
     values, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
     class_names = table.class_names.get(column)
     return [_label_text(value, class_names, column, table) for value in values], codes
@@ -83,8 +92,8 @@ def _label_text(value: object, class_names: list[str] | None, column: str, table
 
 
 def _by_value(names: list[str]) -> Any:
-    """Sort key: whole numbers by value, anything else as text."""
-    return int if all(name.removeprefix("-").isdecimal() for name in names) else str
+    """Sort key: whole numbers by value, anything else as text, digits too that are more than an int64 has."""
+    return int if all(name.removeprefix("-").isdecimal() and len(name) <= 20 for name in names) else str
 
 
 def _check_given(names: list[str], there: set[str]) -> None:

@@ -6,6 +6,7 @@ generators or moves them. Called by `survey` (facts), `walk` (first weights) and
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -56,12 +57,22 @@ class _Blueprint:
                 other = torchvision_models.build(self.model, self.task, len(self.labels or []) + 1)
             return torchvision_models.head_of(self.model, module, other)
         head = architecture.transformers_head(module)
+        if not head and self.labels is not None:
+            head = architecture.head_by_labels(module, _empty(self.with_one_more_label(), with_buffers=False))
         if not head:
             raise UserError(
                 f"model.source: {self.model.source!r}: {type(module).__name__} does not tell its head from its base; "
                 "choose a model whose head can be told apart"
             )
         return head
+
+    def with_one_more_label(self) -> _Blueprint:
+        """Of a transformers classifier that differs where the number of labels matters."""
+        labels = [*(self.labels or []), "one more"]
+        config = copy.deepcopy(self.config)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+        return _Blueprint(self.model, self.task, labels, config)
 
     def layers_of(self, module: nn.Module, head: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
         if self.config is None:

@@ -241,6 +241,8 @@ def _layers(pattern: str, facts: ModelFacts) -> list[str]:
 
 
 def _searched(pattern: str, names: Sequence[str]) -> list[str]:
+    if pattern == "re:":
+        raise PatternError(pattern, "is empty and would name every parameter; write all for that", ["all"])
     try:
         expression = re.compile(pattern.removeprefix("re:"))
     except re.error as error:

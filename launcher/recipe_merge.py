@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.errors import Problem
 from launcher.recipe import Recipe, StageSettings
-from launcher.yaml_tree import Origin, Tree, parse
+from launcher.yaml_tree import Origin, Tree, parse, shortened
 
 DISCRIMINATORS: dict[str, str] = {
     name: field.discriminator for name, field in Recipe.model_fields.items() if isinstance(field.discriminator, str)
@@ -91,7 +91,7 @@ def override(recipe: Tree, assignment: str) -> list[Problem]:
         return [Problem("extends", "cannot be set with --set, which comes after it; write it in the file", SET.file)]
     value, problems = parse(text, SET.file, has_lines=False)
     if problems:
-        return [Problem(path, f"value {text!r} is {problem.message}", SET.file) for problem in problems]
+        return [Problem(path, f"value {shortened(text)!r}: {problem.message}", SET.file) for problem in problems]
     try:
         _assign(recipe, _keys(recipe, path), value or Tree(None, SET))
     except _LeadsNowhereError as error:
@@ -118,7 +118,7 @@ def _keys(recipe: Tree, path: str) -> list[str | int]:
             raise _LeadsNowhereError(f"{names.count(name)} stages are named {name!r}; say which by position, from 0")
         if name in names:
             return ["stages", names.index(name), *keys[1 + taken :]]
-    if keys[1].isdigit() and int(keys[1]) < len(names):
+    if keys[1] in map(str, range(len(names))):
         return ["stages", int(keys[1]), *keys[2:]]
     known = ", ".join(f"{name} ({index})" for index, name in enumerate(names))
     raise _LeadsNowhereError(f"no stage {keys[1]!r}; the stages are {known}")

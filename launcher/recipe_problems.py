@@ -30,7 +30,8 @@ from launcher.errors import Problem
 from launcher.recipe import SCHEDULES_NOT_BUILT_YET, SOURCES_NOT_BUILT_YET, TASKS_NOT_BUILT_YET
 from launcher.recipe_merge import DISCRIMINATORS, stage_names
 from launcher.recipe_sharding import SHARDING_NOT_BUILT_YET
-from launcher.yaml_tree import Key, Tree, walk
+from launcher.recipe_types import LARGEST_INT
+from launcher.yaml_tree import Key, Tree, shortened, walk
 
 NOT_BUILT_YET: dict[tuple[str, str], tuple[str, ...]] = {
     ("task", "kind"): TASKS_NOT_BUILT_YET,
@@ -155,6 +156,8 @@ def _hint(tree: Tree, slot: Slot | None) -> str:
     if slot is None:
         return ""
     allowed = in_words(slot)
+    if isinstance(tree.value, int) and tree.value > LARGEST_INT and "whole number" in allowed:
+        return f": it is above {LARGEST_INT}"
     if isinstance(tree.value, str) and "number" in allowed:
         try:
             float(tree.value)
@@ -179,7 +182,7 @@ def _wrong_word(parts: Parts, word: str, words: list[str], allowed: str) -> str:
     if word in later:
         return f"{word!r} is not built yet; built: {joined(words, 'and')}"
     near = nearest(word, words)
-    return f"{word!r} is not allowed; {f'did you mean {near!r}? It' if near else 'it'} takes {allowed}"
+    return f"{shortened(word)!r} is not allowed; {f'did you mean {near!r}? It' if near else 'it'} takes {allowed}"
 
 
 def _wrong_kind(parts: Parts, outer: Slot, tree: Tree | None) -> str:

@@ -9,8 +9,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+LARGEST_INT = 2**63 - 1
+"""What an int64 holds; torch and numpy take no larger seed, count or size."""
+PositiveInt = Annotated[int, Field(gt=0, le=LARGEST_INT)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST_INT)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -20,7 +22,7 @@ Name = Annotated[
 ]
 Betas = Annotated[tuple[Probability, Probability], Field(strict=False)]
 """A list will do for a tuple, its entries are as strict as anywhere."""
-Interval = Annotated[str, Field(pattern=r"^[1-9][0-9]*(ep|st)$", examples=["1ep", "200st"])]
+Interval = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}(ep|st)$", examples=["1ep", "200st"])]
 """``1ep`` = every epoch, ``200st`` = every 200 optimizer steps."""
 
 

@@ -166,6 +166,15 @@ def best_needs_an_evaluation(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(f"{where}.evaluate.best", f"{message}; give it a share such as 0.1, or take best out")
 
 
+def the_last_stage_can_be_chosen(recipe: Recipe) -> Iterator[Problem]:
+    """What is exported is the best checkpoint of all that were measured, so a stage without measures trains in vain."""
+    last = recipe.stages[-1].evaluate
+    if last.best and last.every == "never" and any(stage.evaluate.every != "never" for stage in recipe.stages):
+        message = f"'never' in the last stage, so its weights can never be chosen by evaluate.best {last.best!r}"
+        where = f"{_where(recipe, len(recipe.stages) - 1)}.evaluate.every"
+        yield Problem(where, f"{message} and exported; write end, or best: null beside it to export its last weights")
+
+
 def head_init_needs_a_new_head(recipe: Recipe) -> Iterator[Problem]:
     if isinstance(recipe.task, CausalLM) and recipe.model.head.init != "default":
         message = f"{recipe.model.head.init!r} is for a new head, but causal-lm keeps the model's own; take it out"
@@ -265,6 +274,7 @@ RULES: tuple[Rule, ...] = (
     best_is_a_metric_of_the_task,
     best_is_the_same_everywhere,
     best_needs_an_evaluation,
+    the_last_stage_can_be_chosen,
     head_init_needs_a_new_head,
     sources_fit_the_task,
     files_name_train,

@@ -145,11 +145,11 @@ def open_run(recipe_path: Path, overrides: Sequence[str] = (), run_dir: Path | N
 def read_plan(run_dir: Path) -> RunPlan:
     """The plan of the run in a folder.
 
-    Raises: UserError when there is none.
+    Raises: UserError when there is none, or it is another version's.
     """
     run = RunDir(run_dir)
     if not run.plan.is_file():
-        raise UserError(f"{run_dir} has no plan.json; name the folder of a run")
+        raise UserError(f"{run_dir} is no run: it has no plan.json; start one with `thawline run RECIPE`")
     return _read_plan(run)
 
 

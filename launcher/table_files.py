@@ -22,11 +22,13 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from launcher.errors import DataError
+from launcher.yaml_tree import shortened
 
 CSV_BLOCK_BYTES = 1 << 25
 """A row of a csv must fit into one block."""
 ROWS_NAMED = 5
 """Rows that a message names before it only counts."""
+_OTHER_ENCODING = "data.encoding: latin-1 (or cp1252) reads most Western files that are not UTF-8"
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,18 @@ def utf8(path: Path, encoding: str) -> bytes:
     """
     raw = path.read_bytes()
     try:
-        text = raw.decode(encoding)
+        text = raw.decode(encoding).removeprefix("\ufeff").encode("utf-8")
     except LookupError:
         raise DataError(f"data.encoding: {encoding!r} is unknown; such as utf-8, latin-1, cp1252, utf-16") from None
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        other = "data.encoding: latin-1 (or cp1252) reads most Western files that are not UTF-8"
         raise DataError(
-            f"{path}: byte 0x{raw[error.start]:02x} at position {error.start} (line {line}) is not {encoding}; {other}"
+            f"{path}: byte 0x{raw[error.start]:02x} at position {error.start} (line {line}) is not {encoding}; "
+            f"{_OTHER_ENCODING}"
         ) from error
-    return text.removeprefix("\ufeff").encode("utf-8")
+    except ValueError as error:  # of those codecs that are not for files, such as punycode
+        raise DataError(f"{path} is not {encoding} (data.encoding): {error}; {_OTHER_ENCODING}") from error
+    return text
 
 
 def _read_csv(path: Path, encoding: str, wanted: list[Wanted]) -> Table:
@@ -102,9 +106,13 @@ def _read_csv(path: Path, encoding: str, wanted: list[Wanted]) -> Table:
     content = utf8(path, encoding)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     reader = csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8", newline=""), delimiter=delimiter)
-    header = next(reader, [])
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise DataError(f"{path}, line 1: {error}; it must hold the names of the columns") from error
     if not header:
-        raise DataError(f"{path} is empty; a first line with the names of the columns is needed")
+        what = f"{path}, line 1 is blank" if content.strip() else f"{path} is empty"
+        raise DataError(f"{what}; a first line with the names of the columns is needed")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise DataError(f"{path}: the header names {twice[0]!r} twice; rename one of them")
@@ -137,6 +145,8 @@ def _read_json(path: Path, encoding: str, wanted: list[Wanted]) -> Table:
             rows = [_json_line(line, number, path) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, hundreds of brackets
+        raise DataError(f"{path} cannot be read: {error}; repair or remove that row") from error
     strange = next((number for number, row in enumerate(rows) if not isinstance(row, dict)), None)
     if strange is not None:
         value = str(rows[strange])[:40]
@@ -154,6 +164,8 @@ def _json_line(line: str, number: int, path: Path) -> Any:
         raise DataError(
             f"{path}, line {number}: not JSON: {error.msg}; one object a line is needed, or one array of objects"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, hundreds of brackets
+        raise DataError(f"{path}, line {number} cannot be read: {error}; repair or remove it") from error
 
 
 def _json_column(name: str, values: list[Any], path: Path) -> pa.Array:
@@ -162,7 +174,30 @@ def _json_column(name: str, values: list[Any], path: Path) -> pa.Array:
         first = sorted((next(n for n, v in enumerate(values) if type(v) is kind), kind.__name__) for kind in kinds)
         rows = ", ".join(f"{kind} in row {number}" for number, kind in first)
         raise DataError(f"{path}: column {name!r} mixes types: {rows}; make them one")
-    return pa.array(values)
+    try:
+        return pa.array(values)
+    except _NO_COLUMN as error:
+        row = _first_misfit(values)
+        why = "half of a surrogate pair, which is no character" if isinstance(error, UnicodeEncodeError) else str(error)
+        raise DataError(
+            f"{path}, row {row}: column {name!r} holds {shortened(repr(values[row]))}: {why}; repair or remove that row"
+        ) from error
+
+
+_NO_COLUMN = (pa.ArrowException, OverflowError, UnicodeEncodeError)
+
+
+def _first_misfit(values: list[Any]) -> int:
+    """The first row that cannot stand in one column with those before it, of values among which there is one."""
+    fits, fails = 0, len(values)
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        try:
+            pa.array(values[:middle])
+            fits = middle
+        except _NO_COLUMN:
+            fails = middle
+    return fails - 1
 
 
 def _read_parquet(path: Path, _encoding: str, wanted: list[Wanted]) -> Table:

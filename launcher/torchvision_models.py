@@ -72,7 +72,7 @@ def head_of(model: Model, module: nn.Module, other: nn.Module) -> tuple[str, ...
     Raises:
         UserError: the network has auxiliary heads.
     """
-    head = architecture.torchvision_head(module, other)
+    head = architecture.head_by_labels(module, other)
     if len(head) != 1:
         raise UserError(
             f"model.source: {model.source!r} has auxiliary heads ({', '.join(head)}), which are not supported; "

@@ -41,6 +41,8 @@ def configuration(model: Model, task: Task, labels: list[str] | None, recipe_dir
     if labels is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
+    if config.architectures is None:  # transformers goes through them where there are several classes, as for DeiT
+        config.architectures = []
     if isinstance(task, ImageClassification) and task.image_size is not None and model.weights == "random":
         config.image_size = task.image_size
     if model.dropout is not None:
@@ -96,8 +98,9 @@ def set_padding(module: Any, task: Task, model: Model, recipe_dir: Path) -> None
 
     After the model is built: before, transformers would keep that token's embedding from ever learning.
     """
-    if isinstance(task, TextClassification) and module.config.get_text_config().pad_token_id is None:
-        module.config.get_text_config().pad_token_id = tokenizer(model, recipe_dir).pad_token_id
+    text_config = module.config.get_text_config()
+    if isinstance(task, TextClassification) and getattr(text_config, "pad_token_id", 0) is None:  # Perceiver has none
+        text_config.pad_token_id = tokenizer(model, recipe_dir).pad_token_id
 
 
 def _finish(module: Any, model: Model, task: Task) -> None:

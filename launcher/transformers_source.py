@@ -31,12 +31,17 @@ def locate(model: Model, recipe_dir: Path) -> str:
     """Folder or hub id of ``model.source``.
 
     Raises:
-        UserError: a path that does not exist, or something that is neither a path nor a hub id.
+        UserError: a path that does not exist, one with a revision, or something that is neither a path nor a hub id.
     """
     source = model.source
     is_path = source.startswith((PACKAGE_PREFIX, ".", "/", "~")) or any(
         (base / source).is_dir() for base in (recipe_dir, Path())
     )
+    if is_path and model.revision is not None:
+        raise UserError(
+            f"model.revision: {model.revision!r} is for models of the hub, but model.source {source!r} is a folder; "
+            "take revision out"
+        )
     if is_path:
         return str(existing_path(source, recipe_dir, "model.source"))
     if not HUB_ID.fullmatch(source):

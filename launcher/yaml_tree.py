@@ -29,6 +29,9 @@ _SCALARS: dict[str, tuple[str, Callable[[str], Scalar]]] = {
     ),
 }
 """Tag -> how its plain scalars look, and their value. The first that matches holds."""
+MAX_DEPTH = 50
+"""Maps and lists inside one another; a recipe needs 7, and Python cannot follow hundreds."""
+_TOO_DEEP = f"more than {MAX_DEPTH} maps and lists inside one another; take some out"
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,15 @@ class _Loader(yaml.SafeLoader):
     """Composes nodes only; scalars are resolved as `_SCALARS` says."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - pyyaml's own name
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, _TOO_DEEP, self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -88,6 +100,11 @@ for _name, (_pattern, _) in _SCALARS.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_TAG + _name, re.compile(_pattern), None)
 _Loader.add_implicit_resolver(_TAG + "merge", re.compile(r"^<<$"), None)
+
+
+def shortened(text: str) -> str:
+    """A value's text as a message quotes it: the beginning of a long one."""
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def to_yaml(value: Any) -> str:
@@ -146,6 +163,9 @@ class _Builder:
         if id(node) in self.open:
             self.complain(path, "an anchor that contains itself; write the values out", written_at)
             return Tree(None, self.origin(written_at))
+        if len(self.open) >= MAX_DEPTH:  # by way of anchors
+            self.complain(path[:3], _TOO_DEEP, written_at)
+            return Tree(None, self.origin(written_at))
         self.open.append(id(node))
         value: Scalar | list[Tree] | dict[str, Tree]
         if isinstance(node, yaml.MappingNode):
@@ -202,7 +222,9 @@ class _Builder:
         try:
             return known[1](text)
         except ValueError:
-            self.complain(path, f"{text!r} is not of the type of its tag !!{node.tag.removeprefix(_TAG)}", node)
+            self.complain(
+                path, f"{shortened(text)!r} is not of the type of its tag !!{node.tag.removeprefix(_TAG)}", node
+            )
             return None
 
     def origin(self, node: yaml.Node) -> Origin:

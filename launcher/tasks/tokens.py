@@ -64,6 +64,8 @@ def check_length(tokenizer: Any, max_length: int, config: Any) -> None:
         DataError: with the longest that fits.
     """
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    if positions <= 0:  # XLNet says -1: its positions are relative, so there is no longest text
+        return
     if config is not None and getattr(config, "model_type", None) in POSITION_OFFSET_MODELS:
         positions -= (config.pad_token_id or 0) + 1
     if max_length > positions:

@@ -100,6 +100,46 @@ def test_wrong_encoding_tells_byte_and_line(csv: Callable[..., str]) -> None:
     assert "'uft-8' is unknown" in csv(GOOD, encoding="uft-8")
 
 
+@pytest.mark.parametrize("encoding", ["punycode", "idna", "undefined", "rot13", "a\0b"])
+def test_codecs_that_are_not_for_files(csv: Callable[..., str], encoding: str) -> None:
+    assert "data.encoding" in csv(b"text,label\nit\x92s,a-b\n", encoding=encoding)
+
+
+def test_header_that_is_blank_or_endless(csv: Callable[..., str]) -> None:
+    assert "is empty; a first line" in csv("")
+    assert "line 1 is blank; a first line" in csv(b"\n" + GOOD)
+    assert "line 1: field larger than field limit" in csv("a" * 200_000)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (['"fine"', '"half \\ud83d"'], "row 1: column 'text' holds 'half \\ud83d': half of a surrogate pair"),
+        (["1", "2", "36893488147419103232"], "row 2: column 'text' holds 36893488147419103232: "),
+        (["[1]", "[2]", '["a"]', "[3]"], "row 2: column 'text' holds ['a']: "),
+        (['{"a": 1}', '{"a": []}'], "row 1: column 'text' holds {'a': []}: "),
+        (['"a"', "9" * 5000], "line 2 cannot be read: Exceeds the limit"),
+        (['"a"', "[" * 100_000], "line 2 cannot be read: maximum recursion"),
+    ],
+    ids=["surrogate", "beyond 64 bits", "mixed lists", "mixed maps", "too many digits", "too deep"],
+)
+def test_json_that_no_column_holds(tmp_path: Path, values: list[str], says: str) -> None:
+    (tmp_path / "a.json").write_text("".join(f'{{"text": {value}, "label": "a"}}\n' for value in values))
+    assert says in message(tmp_path, source="json", files="a.json")
+
+
+def test_labels_of_thousands_of_digits_are_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"text {n},{str(9 - n % 2) * 5000}\n" for n in range(20)))
+    data: Data = TypeAdapter(Data).validate_python({"source": "csv", "files": "a.csv"})
+    assert load(data, TEXTS, tmp_path).labels == ["8" * 5000, "9" * 5000]
+
+
+@pytest.mark.parametrize("value", ['["a"]', '{"a": 1}'])
+def test_labels_that_are_lists(tmp_path: Path, value: str) -> None:
+    (tmp_path / "a.json").write_text(f'{{"text": "x", "label": {value}}}\n' * 4)
+    assert "a label is one name or one whole number" in message(tmp_path, source="json", files="a.json")
+
+
 def test_missing_column_tells_the_nearest_and_all(csv: Callable[..., str]) -> None:
     said = csv("txt,label,user\nx,a,1\n")
     assert "data.columns.text: no column 'text' in " in said

@@ -90,7 +90,7 @@ def test_the_card_says_what_it_is_and_what_it_measures(tmp_path: Path) -> None:
         assert part in card, part
 
 
-def test_a_language_model_with_tied_weights(tmp_path: Path) -> None:
+def test_a_language_model_with_tied_weights(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "source"
     transformers.LlamaConfig(**LLAMA).save_pretrained(source)
     transformers.AutoTokenizer.from_pretrained(package_path(MINILM, "test")).save_pretrained(source)
@@ -101,7 +101,9 @@ def test_a_language_model_with_tied_weights(tmp_path: Path) -> None:
     ids = torch.arange(12).reshape(2, 6)
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=ids).logits, module(input_ids=ids).logits)
+    assert "Loading weights" in capfd.readouterr().err  # transformers' own bar
     again = export.load_export(folder)
+    assert capfd.readouterr().err == ""
     assert again.labels is None
     assert again.processor.pad_token == "[PAD]"
 

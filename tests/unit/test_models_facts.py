@@ -35,6 +35,11 @@ VIT = {
     "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32,
     "patch_size": 8,
 }  # fmt: skip
+PERCEIVER = {
+    "num_latents": 4, "d_latents": 16, "d_model": 16, "num_self_attends_per_block": 3, "num_self_attention_heads": 2,
+    "num_cross_attention_heads": 2, "qk_channels": 16, "v_channels": 16, "vocab_size": 50, "max_position_embeddings": 8,
+    "image_size": 32,
+}  # fmt: skip
 
 ARCHITECTURES = [
     (transformers.BertConfig(**SIZES), TEXT, "bert.encoder.layer.{}.", 3, ("classifier.",)),
@@ -54,6 +59,22 @@ ARCHITECTURES = [
      "resnet.encoder.stages.{}.", 2, ("classifier.",)),
     (transformers.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 2], num_stages=2), IMAGE,
      "convnext.encoder.stages.{}.", 2, ("classifier.",)),
+    # their base model is the model itself: the head is what changes with the number of labels
+    *((config(vision_config=VIT, text_config=SIZES | {"max_position_embeddings": 8}), IMAGE,
+       "vision_model.encoder.layers.{}.", 3, ("classifier.",))
+      for config in (transformers.CLIPConfig, transformers.MetaClip2Config, transformers.SiglipConfig)),
+    (transformers.Siglip2Config(vision_config=VIT | {"num_patches": 16}, text_config=SIZES), IMAGE,
+     "vision_model.encoder.layers.{}.", 3, ("classifier.",)),
+    (transformers.HGNetV2Config(), IMAGE, "encoder.stages.{}.", 4, ("fc.",)),
+    (transformers.PPLCNetConfig(scale=0.25, class_expand=16), IMAGE, "encoder.blocks.{}.", 5, ("head.",)),
+    *((transformers.PerceiverConfig(**PERCEIVER), task, "perceiver.encoder.self_attends.{}.", 3,
+       ("perceiver.decoder.decoder.final_layer.",)) for task in (TEXT, IMAGE)),
+    # their blocks are unlike
+    (transformers.SwiftFormerConfig(embed_dims=[8, 8, 8, 8], depths=[2, 2, 2, 2]), IMAGE,
+     "swiftformer.encoder.network.{}.", 7, ("norm.", "head.", "dist_head.")),
+    (transformers.ZambaConfig(**LLAMA | {"attention_hidden_size": 32, "num_hidden_layers": 6}, mamba_d_state=4,
+                              mamba_dt_rank=4, n_mamba_heads=2, attn_layer_period=2, attn_layer_offset=1), TEXT,
+     "model.layers.{}.", 6, ("score.",)),
 ]  # fmt: skip
 
 CLASSIFIERS = {
@@ -108,6 +129,20 @@ def test_layers_and_head_of_transformers(
     module = models.materialise(model, task, labels, 0, tmp_path)
     assert {p.name: p.shape for p in facts.parameters} == {n: tuple(p.shape) for n, p in module.named_parameters()}
     assert [p.name for p in facts.parameters] == [name for name, _ in module.named_parameters()]
+
+
+def test_head_that_no_number_of_labels_changes(tmp_path: Path) -> None:
+    text = {**LLAMA, "head_dim": 8}
+    config = transformers.ShieldGemma2Config(text_config=text, vision_config={**VIT, "vision_use_head": False})
+    with pytest.raises(UserError, match="does not tell its head from its base"):
+        models.facts(saved(config, tmp_path), IMAGE, 3, tmp_path)
+
+
+def test_revision_of_a_folder(tmp_path: Path) -> None:
+    saved(transformers.BertConfig(**SIZES), tmp_path / "bert")
+    model = Model(source="bert", revision="main", weights="random")
+    with pytest.raises(UserError, match=r"model\.revision: 'main' is for models of the hub, but .* 'bert' is a folder"):
+        models.facts(model, TEXT, 3, tmp_path)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

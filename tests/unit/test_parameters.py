@@ -125,6 +125,8 @@ def test_layers_of_a_model_without_blocks_name_the_architecture() -> None:
 def test_a_broken_regular_expression_is_a_users_mistake() -> None:
     with pytest.raises(PatternError, match="not a regular expression"):
         select(["re:("], BERT)
+    with pytest.raises(PatternError, match="is empty and would name every parameter; write all"):
+        select(["re:"], BERT)
 
 
 def test_tied_embeddings_are_the_head() -> None:

@@ -185,6 +185,13 @@ def test_scalars(text: str, value: Any) -> None:
     assert type(tree.plain()) is type(value)
 
 
+def test_anchors_cannot_nest_without_end() -> None:
+    text = "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 60))
+    _, problems = parse(text, "deep.yaml")
+    assert problems
+    assert all("more than 50 maps and lists" in problem.message for problem in problems)
+
+
 def test_anchors_and_merge_keys() -> None:
     tree, problems = parse("a: &a {x: 1, y: 2}\nb: *a\nc:\n  <<: *a\n  y: 3\n", "f")
     assert tree is not None

@@ -226,6 +226,10 @@ BROKEN = {
     "texts without labels": Broken("source: csv", "source: text", 6, "data.source", ("no labels",)),
     "encoding of parquet": Broken("source: csv", "source: parquet\n  encoding: utf-8", 7, "data.encoding", ("binary",)),
     # extends
+    "a seed that no generator takes": Broken("name: good", f"seed: {10**22}\nname: good", 1, "seed", ("above 9",)),
+    "2,000 brackets": Broken(
+        "name: good", "seed: " + "[" * 2000 + "]" * 2000 + "\nname: good", 1, "", ("more than 50 maps and lists",)
+    ),
     "no such base": Broken("name: good", "extends: bsae.yaml\nname: good", 1, "extends", ("did you mean", "base.yaml")),
     "extends itself": Broken("name: good", "extends: recipe.yaml\nname: good", 1, "extends", ("in a circle",)),
     "extends a list": Broken("name: good", "extends: [a]\nname: good", 1, "extends", ("takes one path",)),
@@ -242,6 +246,20 @@ BROKEN = {
     "set nothing": Broken("x^", "", None, "", ("'seed'", "KEY.KEY=VALUE"), ("seed",)),
     "set a bracket": Broken("x^", "", None, "task.labels", ("'[a'", "not valid YAML"), ("task.labels=[a",)),
     "set a wrong value": Broken("x^", "", None, "seed", ("number -1", "from 0"), ("seed=-1",)),
+    "set a stage by another digit": Broken(
+        "x^", "", None, "stages.².epochs", ("no stage '²'",), ("stages.².epochs=2",)
+    ),
+    "set a stage far away": Broken(
+        "x^", "", None, f"stages.{'9' * 5000}.epochs", ("no stage",), (f"stages.{'9' * 5000}.epochs=2",)
+    ),
+    "set a number beyond 64 bits": Broken(
+        "x^", "", None, "seed", ("it is above 9223372036854775807; it takes a whole number from 0",), (f"seed={2**63}",)
+    ),
+    "set an interval beyond 64 bits": Broken(
+        "x^", "", None, "checkpoint.every", ("999...' is not allowed; it takes text such as 1ep",),
+        (f"checkpoint.every={'9' * 5000}st",),
+    ),
+    "set brackets without end": Broken("x^", "", None, "seed", ("more than 50 maps",), ("seed=" + "[" * 2000,)),
     "set extends": Broken("x^", "", None, "extends", ("write it in the file",), ("extends=base.yaml",)),
     "set steps beside epochs": Broken("x^", "", None, "stages.full.steps", ("both",), ("stages.1.steps=4",)),
 }  # fmt: skip
@@ -262,6 +280,14 @@ def test_broken_recipe(broken: Broken, tmp_path: Path) -> None:
     for words in broken.says:
         assert words in problem.message
     assert not re.search("pydantic|Input should|union_tag|type=", problem.message)
+
+
+def test_a_long_value_is_quoted_in_part(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"seed: {'9' * 5000}\n{GOOD}")
+    with pytest.raises(RecipeError) as raised:
+        load(tmp_path / "recipe.yaml", (f"batch.global_size={'9' * 4000}",))
+    assert [problem.path for problem in raised.value.problems] == ["seed", "batch.global_size"]
+    assert all("999..." in problem.message and len(problem.message) < 200 for problem in raised.value.problems)
 
 
 def test_good_recipe(tmp_path: Path) -> None:

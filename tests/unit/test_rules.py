@@ -130,6 +130,10 @@ CASES: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
         ({"data": {"files": {"train": "a", "validation": "b"}, "split": {"validation": 0.1}}},
          "data.split.validation", {"data": {"files": {"train": "a", "validation": "b"}, "split": {"dedupe": "x"}}}),
     ],
+    "the_last_stage_can_be_chosen": [
+        ({"stages": {1: {"evaluate": {"best": "loss", "every": "never"}}}}, "stages.full.evaluate.every",
+         {"stages": {0: {"evaluate": {"best": "loss"}}, 1: {"evaluate": {"every": "never"}}}}),
+    ],
     "evaluate_micro_size_is_read": [
         ({"stages": {0: {"evaluate": {"every": "never"}}, 1: {"evaluate": {"every": "never", "micro_size": 2}}}},
          "stages.full.evaluate.micro_size", {"stages": {1: {"evaluate": {"every": "never", "micro_size": 2}}}}),

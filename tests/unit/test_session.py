@@ -332,6 +332,8 @@ def test_damaged_plan() -> None:
     RunDir(open_run().path).plan.write_text('{"recipe": 1}')
     with pytest.raises(UserError, match=r"plan.json is not a plan of this version of thawline: recipe:"):
         open_run()
+    with pytest.raises(UserError, match="not a plan of this version"):  # what `evaluate` and `predict` read it with
+        session.read_plan(Path("runs/tiny"))
 
 
 def test_one_process_at_a_time() -> None:

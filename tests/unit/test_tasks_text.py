@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from torch.nn import functional
-from transformers import AutoTokenizer, BertConfig, RobertaConfig
+from transformers import AutoTokenizer, BertConfig, RobertaConfig, XLNetConfig
 
 from launcher.errors import DataError, UserError
 from launcher.packing import Batch
@@ -204,6 +204,7 @@ def test_more_tokens_than_the_model_has_positions(tokenizer: Any) -> None:
         bound(tokenizer, max_length=513)
     with pytest.raises(DataError, match="the model has 40 positions"):
         bound(tokenizer, max_length=64, config=BertConfig(max_position_embeddings=40))
+    bound(tokenizer, max_length=512, config=XLNetConfig())  # says -1: its positions have no end
     with pytest.raises(DataError, match="the model has 62 positions"):
         bound(tokenizer, max_length=64, config=RobertaConfig(max_position_embeddings=64))
 
