@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
 from launcher import slurm_options
+from launcher.allowed import joined
 from launcher.errors import Problem
 from launcher.recipe import CausalLM, ImageClassification, Recipe, Stage
 from launcher.recipe_data import HubData, ImageFolderData, TableData
@@ -121,7 +122,7 @@ def columns_are_of_the_task(recipe: Recipe) -> Iterator[Problem]:
     for column in recipe.data.columns:
         if column not in recipe.task.COLUMNS:
             message = f"{recipe.task.kind} has no column {column!r}{_did_you_mean(column, recipe.task.COLUMNS)}"
-            yield Problem(f"data.columns.{column}", f"{message}; it takes {_joined(recipe.task.COLUMNS)}")
+            yield Problem(f"data.columns.{column}", f"{message}; it takes {joined(recipe.task.COLUMNS)}")
 
 
 def labels_are_at_least_two_and_distinct(recipe: Recipe) -> Iterator[Problem]:
@@ -141,7 +142,7 @@ def best_is_a_metric_of_the_task(recipe: Recipe) -> Iterator[Problem]:
         best = stage.evaluate.best
         if best is not None and best not in metrics:
             message = f"{best!r} is not a metric of {recipe.task.kind}{_did_you_mean(best, metrics)}"
-            yield Problem(f"{where}.evaluate.best", f"{message}; it takes {_joined(metrics)}")
+            yield Problem(f"{where}.evaluate.best", f"{message}; it takes {joined(metrics)}")
 
 
 def best_is_the_same_everywhere(recipe: Recipe) -> Iterator[Problem]:
@@ -161,18 +162,12 @@ def best_needs_an_evaluation(recipe: Recipe) -> Iterator[Problem]:
     if all(stage.evaluate.every == "never" for stage in recipe.stages):
         message = f"{best!r} cannot choose: evaluate.every is never in every stage; write 1ep, or take best out"
         yield Problem(f"{where}.evaluate.best", message)
+    elif (last := recipe.stages[-1].evaluate).best and last.every == "never":
+        message = "'never' in the last stage, so evaluate.best can never choose its weights; write end, or best: null"
+        yield Problem(f"{_where(recipe, len(recipe.stages) - 1)}.evaluate.every", f"{message} to export its last ones")
     if _has_no_validation(recipe):
         message = f"{best!r} needs validation rows, but data.split.validation is 0 and data.files names none"
         yield Problem(f"{where}.evaluate.best", f"{message}; give it a share such as 0.1, or take best out")
-
-
-def the_last_stage_can_be_chosen(recipe: Recipe) -> Iterator[Problem]:
-    """What is exported is the best checkpoint of all that were measured, so a stage without measures trains in vain."""
-    last = recipe.stages[-1].evaluate
-    if last.best and last.every == "never" and any(stage.evaluate.every != "never" for stage in recipe.stages):
-        message = f"'never' in the last stage, so its weights can never be chosen by evaluate.best {last.best!r}"
-        where = f"{_where(recipe, len(recipe.stages) - 1)}.evaluate.every"
-        yield Problem(where, f"{message} and exported; write end, or best: null beside it to export its last weights")
 
 
 def head_init_needs_a_new_head(recipe: Recipe) -> Iterator[Problem]:
@@ -195,7 +190,7 @@ def sources_fit_the_task(recipe: Recipe) -> Iterator[Problem]:
 def files_name_train(recipe: Recipe) -> Iterator[Problem]:
     files = None if isinstance(recipe.data, HubData) else recipe.data.files
     if isinstance(files, dict) and "train" not in files:
-        yield Problem("data.files", f"names {_joined(tuple(files)) or 'nothing'} but no train; add train: PATH")
+        yield Problem("data.files", f"names {joined(tuple(files))} but no train; add train: PATH")
 
 
 def torchvision_is_for_images(recipe: Recipe) -> Iterator[Problem]:
@@ -274,7 +269,6 @@ RULES: tuple[Rule, ...] = (
     best_is_a_metric_of_the_task,
     best_is_the_same_everywhere,
     best_needs_an_evaluation,
-    the_last_stage_can_be_chosen,
     head_init_needs_a_new_head,
     sources_fit_the_task,
     files_name_train,
@@ -323,7 +317,3 @@ def _paths(data: TableData) -> list[str]:
 def _did_you_mean(word: str, words: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(word.lower(), words, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _joined(words: tuple[str, ...]) -> str:
-    return " or ".join([", ".join(words[:-1]), *words[-1:]] if len(words) > 1 else words)

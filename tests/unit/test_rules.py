@@ -95,6 +95,8 @@ CASES: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
          "stages.full.evaluate.best",
          {"data": {"split": {"validation": 0}, "files": {"train": "a", "validation": "b"}},
           "stages": {1: {"evaluate": {"best": "f1"}}}}),
+        ({"stages": {1: {"evaluate": {"best": "f1", "every": "never"}}}}, "stages.full.evaluate.every",
+         {"stages": {0: {"evaluate": {"best": "f1"}}, 1: {"evaluate": {"every": "never"}}}}),
     ],
     "head_init_needs_a_new_head": [
         ({**CAUSAL, "model": {"head": {"init": "zeros"}}}, "model.head.init", {"model": {"head": {"init": "zeros"}}}),
@@ -129,10 +131,6 @@ CASES: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
          {"data": {"split": {"validation": 0.5, "stratify": "x"}}}),
         ({"data": {"files": {"train": "a", "validation": "b"}, "split": {"validation": 0.1}}},
          "data.split.validation", {"data": {"files": {"train": "a", "validation": "b"}, "split": {"dedupe": "x"}}}),
-    ],
-    "the_last_stage_can_be_chosen": [
-        ({"stages": {1: {"evaluate": {"best": "loss", "every": "never"}}}}, "stages.full.evaluate.every",
-         {"stages": {0: {"evaluate": {"best": "loss"}}, 1: {"evaluate": {"every": "never"}}}}),
     ],
     "evaluate_micro_size_is_read": [
         ({"stages": {0: {"evaluate": {"every": "never"}}, 1: {"evaluate": {"every": "never", "micro_size": 2}}}},
