@@ -19,8 +19,9 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from benchmarks.memory import SMOLLM2
-from launcher import activations, assumed, recompute
-from launcher.alike_blocks import SavedTensors
+from launcher.models import activations, recompute
+from launcher.models.alike_blocks import SavedTensors
+from launcher.plan import assumed
 
 MINILM = {"model_type": "bert", "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
 QWEN = {

@@ -64,11 +64,12 @@ Timed = Callable[[str], AbstractContextManager[None]]
 
 
 def _plan(ranks: int, folder: Path, timed: Timed) -> None:
-    from launcher import cluster, hub_access, recipe_io, survey
+    from launcher import cluster, hub_access, survey
+    from launcher.recipe import reading
 
     nodes, gpus = max(1, ranks // RANKS_PER_NODE), min(ranks, RANKS_PER_NODE)
     size = f"batch.global_size={ROWS_OF_RANK * ranks}"
-    recipe, origins = recipe_io.load_with_origins(ROOT / "recipes" / "llama8b_zero3.yaml", [size])
+    recipe, origins = reading.load_with_origins(ROOT / "recipes" / "llama8b_zero3.yaml", [size])
     hub_access.stay_offline_if_unreachable(recipe)
     machines = cluster.described(nodes, gpus, "80GiB", "1TiB")
     with timed("plan_s"), survey.foresee(recipe, ROOT / "recipes", machines, origins) as seen:
@@ -77,8 +78,8 @@ def _plan(ranks: int, folder: Path, timed: Timed) -> None:
 
 
 def _script(ranks: int, folder: Path, timed: Timed) -> None:
-    from launcher.slurm_options import Slurm
-    from launcher.slurm_script import Job, render
+    from launcher.recipe.slurm import Slurm
+    from launcher.slurm.script import Job, render
 
     options = Slurm(nodes=max(1, ranks // RANKS_PER_NODE), gpus_per_node=min(ranks, RANKS_PER_NODE))
     with timed("script_s"):
@@ -121,7 +122,7 @@ def _store(ranks: int, folder: Path, timed: Timed) -> None:
 
 
 def _order(ranks: int, folder: Path, timed: Timed) -> None:
-    from launcher import order
+    from launcher.data import order
 
     rows = order.order(0, 0, 0, 1_000_000)
     with timed("order_s"):
@@ -162,9 +163,10 @@ def _collectives(ranks: int, folder: Path, timed: Timed) -> None:
 
 
 def _files(ranks: int, folder: Path, timed: Timed) -> None:
-    from launcher import heartbeat, rank_error, slurm_attempt
+    from launcher import heartbeat, rank_error
     from launcher.errors import TrainingFailed
     from launcher.run_dir import RunDir
+    from launcher.slurm import attempt as slurm_attempt
 
     run, attempt = RunDir(folder / "run"), folder / "run" / "slurm" / "1" / "attempt-0"
     (attempt / "beats").mkdir(parents=True)

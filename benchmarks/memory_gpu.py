@@ -24,9 +24,11 @@ import torch
 from torch.nn import functional
 
 from benchmarks.memory_on_ranks import built
-from launcher import activations, distributed, models, plan, search, survey
+from launcher import distributed, models, plan, survey
 from launcher.cluster import Cluster
-from launcher.data_facts import DataFacts
+from launcher.models import activations
+from launcher.plan import search
+from launcher.plan.data_facts import DataFacts
 from launcher.recipe import Recipe
 from launcher.tasks.causal_lm import token_losses
 

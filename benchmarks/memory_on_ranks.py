@@ -19,12 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher import activations, backends, distributed, fit, models, optim, plan, recompute, stages
-from launcher.alike_blocks import SavedTensors
+from launcher import backends, distributed, models, optim, plan, stages
 from launcher.backends import Parts
 from launcher.cluster import Cluster
-from launcher.data_facts import DataFacts
-from launcher.parameters import ModelFacts
+from launcher.models import activations, recompute
+from launcher.models.alike_blocks import SavedTensors
+from launcher.plan import fit
+from launcher.plan.data_facts import DataFacts
+from launcher.plan.parameters import ModelFacts
 from launcher.recipe import Recipe
 
 VALUE = 0.01

@@ -27,9 +27,9 @@ from transformers import (
 )
 
 from launcher import data
-from launcher.order import order
+from launcher.data.order import order
+from launcher.models.transformers_source import locate
 from launcher.plan import RunPlan, StagePlan
-from launcher.transformers_source import locate
 
 RANKS = int(os.environ.get("WORLD_SIZE", "1"))
 

@@ -17,10 +17,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from launcher import recipe
-from launcher.allowed import Slot, in_words, joined, members, models, slot_of
+from launcher.recipe.allowed import Slot, in_words, joined, members, models, slot_of
 
 PAGE = Path(__file__).with_name("recipes.md")
-BEGIN = "<!-- keys: written by `make docs` from launcher/recipe.py -->"
+BEGIN = "<!-- keys: written by `make docs` from launcher/recipe/ -->"
 END = "<!-- end of keys -->"
 
 

@@ -1,27 +1,27 @@
 """Thawline: fine-tuning in stages, each with its own frozen layers and its own sharding.
 
-The modules, in the order to read them:
+The modules, in the order to read them; a name with a slash is a folder, whose own docstring goes on:
 
     errors       what can go wrong, and the exit codes
-    recipe       what a user writes; recipe_io reads it, rules compare its fields
+    recipe/      what a user writes, and how it is read and checked
     cluster      the hardware there is
-    parameters   which parameters a pattern names, in which groups, at which rates
-    plan         recipe + cluster + facts about model and data -> everything resolved; memory counts bytes;
-                 survey collects those facts; plan_table prints the result
+    costs/       what a stage takes: bytes of memory and disk, seconds
+    plan/        recipe + cluster + facts about model and data -> everything resolved
+    survey       collects those facts
     run_dir      every path of a run
-    session      is a run new, unfinished, or another recipe's (recipe_differences, run_lock)
+    session      is a run new, unfinished, or another recipe's (run_lock: only one plans it)
     launch       starts the ranks, forwards signals, ends them together; orphans makes them die with it
     worker       one rank, from plan to exit code
+    walk         from stage to stage
     train        the loop; the file to read first if you only read one
     stages       what thaws, and the proof afterwards
     schedule     the learning rate as a function of the step; optim builds the optimizer
     distributed  rank, device, reduce, barrier; backends/ wrap the model for DDP and ZeRO
-    data         rows -> batches; tasks/ turn rows into features, a loss and metrics
-    models       load, name the layers, export
+    data/        files -> rows -> batches; tasks/ turn rows into features, a loss and metrics
+    models/      load, name the layers, count what a forward keeps; export writes a plain model
     checkpoint   write, commit, verify, fall back
     tracking     metrics.jsonl, status.json, wandb; console draws progress; status reads it back
-    slurm_submit a recipe becomes a SLURM job: slurm_options, slurm_script, and slurm_attempt inside the job;
-                 slurm_preflight looks at its nodes, slurm_watch for ranks that hang; split_stages: a job a stage
+    slurm/       a recipe becomes a SLURM job; split_stages: a job a stage
     ssh_nodes    several machines without SLURM
     doctor       whether a machine can train
     inference    evaluate and predict with an exported model

@@ -87,15 +87,16 @@ def plan(
 
     Ends with code 3 if a stage does not fit the GPUs. Times are estimates, under the assumptions that are told.
     """
-    from launcher import cluster, free_space, hub_access, memory_table, plan_table, recipe_io, session
+    from launcher import cluster, hub_access, session
     from launcher.errors import EnvironmentProblem, UserError
     from launcher.light_imports import light_imports
-    from launcher.plan import plan_json
+    from launcher.plan import free_space, memory_table, plan_json, table
+    from launcher.recipe import reading
     from launcher.run_dir import RunDir
 
     if compare and (as_json or explain or plot or any((gpus, gpu_memory, gpu_kind, host_memory, node_disk, ranks))):
         raise UserError("--compare shows the plan for the cluster of that run, as a table: leave out the other options")
-    checked, origins = recipe_io.load_with_origins(recipe, overrides or ())
+    checked, origins = reading.load_with_origins(recipe, overrides or ())
     if compare:
         machines = session.read_plan(compare).cluster
     else:
@@ -114,7 +115,7 @@ def plan(
         elif compare:
             _print(memory_table.compared(seen.plan, compare))
         else:
-            _print(memory_table.explained(seen.plan, explain) if explain else plan_table.tables(seen.plan))
+            _print(memory_table.explained(seen.plan, explain) if explain else table.tables(seen.plan))
         if plot:
             seen.draw(plot)
         if missing := seen.shortage():
@@ -124,8 +125,8 @@ def plan(
 @app.command()
 def status(run: Run, as_json: AsJson = False) -> None:
     """Say where a run stands: from its files, and from SLURM's queue when it was submitted."""
-    from launcher import slurm_status
     from launcher.run_dir import RunDir
+    from launcher.slurm import status as slurm_status
 
     _print(slurm_status.as_json(RunDir(run)) if as_json else slurm_status.as_text(RunDir(run)))
 
@@ -133,8 +134,8 @@ def status(run: Run, as_json: AsJson = False) -> None:
 @app.command()
 def watch(run: Run) -> None:
     """Show where a run stands until it ends: from its files, and from SLURM's queue when it was submitted."""
-    from launcher import slurm_status
     from launcher.run_dir import RunDir
+    from launcher.slurm import status as slurm_status
 
     for text in slurm_status.follow(RunDir(run)):
         if sys.stdout.isatty():
@@ -192,9 +193,9 @@ def export(run: Run, folder: Annotated[Path, typer.Argument(help="A new folder."
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a recipe, for editors."""
-    from launcher import recipe_io
+    from launcher.recipe import reading
 
-    _print(recipe_io.schema())
+    _print(reading.schema())
 
 
 @app.command()

@@ -68,7 +68,7 @@ def submit(
 ) -> None:
     """Queue a run on a SLURM cluster; each flag sets the key of that name in the recipe's slurm: section."""
     given = dict(locals())  # before any other name: all but the first few are keys of slurm:
-    from launcher import slurm_submit
+    from launcher.slurm import submit as slurm_submit
 
     ours = ("recipe", "overrides", "run_dir", "dry_run", "split_stages")
     plural = {"sbatch_argument": "sbatch_arguments", "srun_argument": "srun_arguments"}
@@ -86,10 +86,10 @@ def submit(
 
 def cancel(run: Run) -> None:
     """End a submitted run's job for good; it saves first if the cluster gives it the time."""
-    from launcher import slurm_queue
     from launcher.run_dir import RunDir
+    from launcher.slurm import queue
 
-    print(f"job {slurm_queue.cancel(RunDir(run))} is cancelled; thawline submit goes on with it later")
+    print(f"job {queue.cancel(RunDir(run))} is cancelled; thawline submit goes on with it later")
 
 
 def run_on_nodes(

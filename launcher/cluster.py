@@ -16,7 +16,8 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from launcher import gpu_kinds, nvme
+from launcher import nvme
+from launcher.costs import gpu_kinds
 from launcher.errors import EnvironmentProblem, UserError
 
 BF16_COMPUTE_CAPABILITY = 8.0

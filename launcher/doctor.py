@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import launch, nvme, preflight, slurm_preflight
+from launcher import launch, nvme, preflight
 from launcher.cluster import Cluster, here
 from launcher.errors import EnvironmentProblem, ThawlineError
 from launcher.run_dir import RunDir
+from launcher.slurm import preflight as slurm_preflight
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,13 @@ import torchvision.models
 import transformers
 from torch import nn
 
-from launcher import image_spec, model_card, models, torchvision_models, transformers_processors, transformers_source
+from launcher import model_card, models
 from launcher.errors import UserError
-from launcher.image_spec import ImageSpec
+from launcher.models import image_spec, torchvision_models, transformers_processors, transformers_source
+from launcher.models.image_spec import ImageSpec
+from launcher.models.weights import SHARD_BYTES, load_weights, named_state, write_weights
 from launcher.plan import RunPlan
 from launcher.recipe import ImageClassification, Model, Task
-from launcher.weights import SHARD_BYTES, load_weights, named_state, write_weights
 
 CONFIG = "config.json"
 

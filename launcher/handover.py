@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher import backends, models, optim, recompute, stages
+from launcher import backends, models, optim, stages
 from launcher.backends import Engine, Parts
 from launcher.checkpoint import Saved
+from launcher.models import recompute
+from launcher.models.weights import WeightsReader, load_weights, named_state, write_weights
 from launcher.plan import StagePlan
 from launcher.run import Run
-from launcher.weights import WeightsReader, load_weights, named_state, write_weights
 
 STEPS = "steps.json"
 

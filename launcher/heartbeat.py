@@ -2,7 +2,7 @@
 
 Owns the file's format and what the files of all ranks mean together. A rank whose file no longer changes is silent: its
 process is stopped, or its machine is gone. A rank that writes and yet has not moved stands still; while one hangs, all
-the others wait for it, so those that stand elsewhere than most are named. Refuses to end anything: `slurm_watch` does.
+the others wait for it, so those that stand elsewhere than most are named. Refuses to end anything: `slurm.watch` does.
 Needs no torch: `worker` begins it before anything slow.
 """
 

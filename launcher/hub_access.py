@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from launcher.errors import UserError
 from launcher.recipe import Recipe
-from launcher.recipe_data import HubData
+from launcher.recipe.data import HubData
 
 log = logging.getLogger(__name__)
 OFFLINE = "HF_HUB_OFFLINE"

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from launcher import data, hub_access, prediction_inputs, session, tasks
-from launcher.batches import evaluation_batches
+from launcher.data.batches import evaluation_batches
 from launcher.errors import UserError
 from launcher.evaluation import evaluate as measure
 from launcher.export import load_export

@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import IO
 
-from launcher import micro_size, orphans, rank_error, session
+from launcher import orphans, rank_error, session
 from launcher.cluster import threads_per_rank
 from launcher.errors import EnvironmentProblem, Interrupted, OutOfMemory, StoppedEarly, UserError
+from launcher.plan import micro_size
 from launcher.rank_process import RankProcess
 from launcher.run_dir import RunDir
 from launcher.session import Claim

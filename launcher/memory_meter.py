@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from launcher.alike_blocks import SavedTensors
 from launcher.backends import Engine
 from launcher.distributed import Runtime
 from launcher.memory_record import Measured, MemoryRecord
+from launcher.models.alike_blocks import SavedTensors
 from launcher.plan import StagePlan
 from launcher.run_dir import RunDir, write_atomic
 

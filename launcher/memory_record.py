@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from launcher.costs.peak import GIB, MemoryPlan
 from launcher.errors import UserError
-from launcher.memory_peak import GIB, MemoryPlan
 from launcher.run_dir import RunDir
 
 PARTS = ("parameters", "gradients", "masters", "optimizer", "activations")

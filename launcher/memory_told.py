@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Literal
 
 from launcher import rank_error
+from launcher.costs.peak import breakdown
 from launcher.errors import OutOfMemory, Shortage
-from launcher.memory_peak import breakdown
 from launcher.plan import StagePlan
 
 

@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher import __version__, recipe_io
+from launcher import __version__
 from launcher.plan import RunPlan, StagePlan
+from launcher.recipe import reading
 
 PIPELINES = {
     "text-classification": "text-classification",
@@ -46,7 +47,7 @@ def card(plan: RunPlan, metrics: Mapping[str, float], checkpoint: str | None) ->
         "## Use",
         _use(plan),
         "## Recipe",
-        f"```yaml\n{recipe_io.dump(recipe).strip()}\n```",
+        f"```yaml\n{reading.dump(recipe).strip()}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

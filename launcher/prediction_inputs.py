@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.data.table_files import FORMATS, SUFFIXES, Wanted
 from launcher.errors import DataError, UserError
-from launcher.recipe_data import Data, TableData
-from launcher.table_files import FORMATS, SUFFIXES, Wanted
+from launcher.recipe.data import Data, TableData
 
 
 def image_rows(inputs: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What a machine must have before a rank starts on it: looked at on each, then compared.
 
 Owns the facts (`look`) and what is wrong with them (`problems`), each with the host's name and what to do. Imports no
-torch: its version is read from its files, so that a look takes well under a second. `slurm_preflight` gathers the facts
+torch: its version is read from its files, so that a look takes well under a second. `slurm.preflight` gathers the facts
 of all nodes of a job, `doctor` those of this machine.
 """
 

@@ -9,11 +9,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from launcher import measured_time, micro_size
 from launcher.errors import UserError
-from launcher.measured_time import Record
 from launcher.memory_record import MemoryRecord, read_all
-from launcher.plan import RunPlan, StagePlan
+from launcher.plan import RunPlan, StagePlan, measured_time, micro_size
+from launcher.plan.measured_time import Record
 from launcher.run_dir import RunDir, write_atomic
 from launcher.status import Status, duration, event_words, number, read_status
 

@@ -1,7 +1,7 @@
 """What a run's newest launch wrote: which files, and their text as it grows.
 
 Owns the way from a run and a rank to its log, under ``thawline run`` and in a SLURM job alike. Reads files alone;
-whether a submitted run is over it asks `slurm_queue` too, since a job that waits in the queue writes nothing.
+whether a submitted run is over it asks `slurm.queue` too, since a job that waits in the queue writes nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher import slurm_array, slurm_queue
 from launcher.errors import UserError
 from launcher.run_dir import RunDir
+from launcher.slurm import array, queue
 from launcher.status import ACTIVE, read_status
 
 FOLLOW_EVERY_S = 0.5
@@ -38,8 +38,8 @@ def follow(run: RunDir, rank: int | None = None) -> Iterator[str]:
     """
     places: dict[Path, int] = {}
     last: Path | None = None
-    follower = slurm_queue.Follower(run)
-    if list(slurm_array.runs(run)):
+    follower = queue.Follower(run)
+    if list(array.runs(run)):
         raise UserError(_absent(run, rank))
     while True:
         is_over = _is_over(run, follower)
@@ -55,7 +55,7 @@ def follow(run: RunDir, rank: int | None = None) -> Iterator[str]:
 
 def files(run: RunDir, rank: int | None = None) -> list[Path]:
     """Where the newest launch writes: the job's log and its first node's, or one rank's; they may not be there yet."""
-    job = slurm_queue.job_of(run)
+    job = queue.job_of(run)
     if job is None:
         here, over_ssh = run.log(rank or 0), sorted((run.path / "nodes").glob("attempt-*"), key=_number)
         there = over_ssh[-1] / here.name if over_ssh else here
@@ -86,12 +86,12 @@ def _has_ended(run: RunDir) -> bool:
     return run.status.is_file() and read_status(run).state not in ACTIVE
 
 
-def _is_over(run: RunDir, follower: slurm_queue.Follower) -> bool:
+def _is_over(run: RunDir, follower: queue.Follower) -> bool:
     """Whether nothing will be written any more: the queue's word first, where there is one."""
     jobs = follower.look(_has_ended(run))
     if jobs:
         return all(job.is_over for job in jobs)
-    if slurm_queue.job_of(run) is not None and not run.status.is_file():
+    if queue.job_of(run) is not None and not run.status.is_file():
         return False  # it waits, and the queue gives no answer
     status = read_status(run)
     return status.state not in ACTIVE or status.is_lost()
@@ -102,7 +102,7 @@ def _title(file: Path, is_shown: bool) -> str:
 
 
 def _absent(run: RunDir, rank: int | None) -> str:
-    if tasks := [task.path for task, _ in slurm_array.runs(run)]:
+    if tasks := [task.path for task, _ in array.runs(run)]:
         return f"{run.path} is an array, whose tasks have logs of their own: thawline logs {shlex.quote(str(tasks[0]))}"
     there = [
         file

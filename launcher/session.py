@@ -22,11 +22,11 @@ from typing import Literal
 from pydantic import ValidationError
 
 from launcher import cluster as clusters
-from launcher import free_space, hub_access, orphans, rank_error, recipe_differences, recipe_io, run_lock, split_stages
+from launcher import hub_access, orphans, rank_error, run_lock, split_stages
 from launcher.cluster import Cluster
 from launcher.errors import UserError
-from launcher.plan import RunPlan
-from launcher.recipe import Recipe
+from launcher.plan import RunPlan, free_space
+from launcher.recipe import Recipe, differences, reading
 from launcher.run_dir import RunDir, parse_checkpoint, write_atomic
 from launcher.status import new_status, read_status, write_status
 
@@ -68,7 +68,7 @@ def claim_run(
         UserError: the recipe is wrong, or the folder holds another run; the message has each difference.
         EnvironmentProblem: the machine lacks what was asked for.
     """
-    recipe, _ = recipe_io.load_with_origins(recipe_path, overrides)
+    recipe, _ = reading.load_with_origins(recipe_path, overrides)
     run = RunDir(run_dir or RUNS / recipe.name)
     if _holds(run, recipe):
         return _claimed(run, ranks)
@@ -119,7 +119,7 @@ def open_run(recipe_path: Path, overrides: Sequence[str] = (), run_dir: Path | N
         UserError: the recipe is wrong, or the folder holds another run; the message has each difference.
         EnvironmentProblem: the machine lacks what was asked for.
     """
-    recipe, origins = recipe_io.load_with_origins(recipe_path, overrides)
+    recipe, origins = reading.load_with_origins(recipe_path, overrides)
     run = RunDir(run_dir or RUNS / recipe.name)
     if _holds(run, recipe):
         return _reopened(run, None, from_environment=True)
@@ -136,7 +136,7 @@ def open_run(recipe_path: Path, overrides: Sequence[str] = (), run_dir: Path | N
             return _reopened(run, None, from_environment=True)
         log.warning("%s held another recipe's plan and nothing trained by it: it is planned anew", run.path)
         _clear(run)
-    write_atomic(run.recipe, recipe_io.to_yaml(recipe_io.raw(recipe_path, overrides)))
+    write_atomic(run.recipe, reading.to_yaml(reading.raw(recipe_path, overrides)))
     write_atomic(run.plan, plan.model_dump_json(indent=1))
     _announce(run, plan, orphans.launcher_pid())
     return Session(run.path, plan, "new")
@@ -217,13 +217,13 @@ def _is_replaceable(run: RunDir, recipe: Recipe) -> bool:
 
     Raises: UserError when it is another recipe's and has a checkpoint or is finished, or another process is at it.
     """
-    found = recipe_differences.between(_read_plan(run).recipe, recipe)
+    found = differences.between(_read_plan(run).recipe, recipe)
     if not found:
         return False
     if not _has_saved(run):
         run_lock.take(run)
         # Who held the lock may have written until it was ours.
-        found = recipe_differences.between(_read_plan(run).recipe, recipe)
+        found = differences.between(_read_plan(run).recipe, recipe)
         if not found or not _has_saved(run):
             return bool(found)
     lines = "\n".join(f"  {line}" for line in found)

@@ -3,17 +3,17 @@
 Owns the questions of such a job: which stages are its own (`stop.UNTIL`), and whether other ranks may go on from where
 the run stands. Between two stages a model is a folder of tensors, and any number may; inside one only where the
 checkpoint holds the same (`cluster.RANKS_VARY`): the engine's own files are those of its ranks. What is left is then
-planned anew, with the same global batch. `session` and `walk` call it in the job, `slurm_submit` before.
+planned anew, with the same global batch. `session` and `walk` call it in the job, `slurm.submit` before.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from launcher import micro_size, recipe_io
 from launcher.cluster import Cluster, ranks_vary
 from launcher.errors import UserError
-from launcher.plan import RunPlan, StagePlan
+from launcher.plan import RunPlan, StagePlan, micro_size
+from launcher.recipe import reading
 from launcher.run_dir import RunDir, parse_checkpoint, write_atomic
 from launcher.stop import last_stage
 
@@ -57,7 +57,7 @@ def planned_for(run: RunDir, plan: RunPlan, cluster: Cluster) -> RunPlan:
         return plan
     from launcher import survey  # imports torch, transformers and datasets
 
-    _, origins = recipe_io.load_with_origins(run.recipe)
+    _, origins = reading.load_with_origins(run.recipe)
     fresh = survey.prepare(plan.recipe, Path(plan.recipe_dir), cluster, origins)
     if found := fresh.data.differences(plan.data):
         raise UserError(f"the data is not what the first stage was planned for: {'; '.join(found)}; restore it")

@@ -21,11 +21,12 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from launcher import recipe_io, session
+from launcher import session
 from launcher.cluster import EXPECTED_GPUS, EXPECTED_RANKS, Cluster, here
 from launcher.errors import EnvironmentProblem, UserError
+from launcher.recipe import reading
 from launcher.run_dir import RunDir, write_atomic
-from launcher.slurm_attempt import begin, judge
+from launcher.slurm.attempt import begin, judge
 from launcher.status import close_status
 from launcher.stop import ATTEMPT
 
@@ -71,7 +72,7 @@ def asked(hosts: str, recipe_path: Path, overrides: Sequence[str], run_dir: Path
             raise UserError(f"--nodes {hosts!r}: {name!r} is no host name; give them as hostA,hostB")
     if len(set(names)) < len(names):
         raise UserError(f"--nodes {hosts!r} names a host twice; more processes on it are --ranks")
-    recipe = recipe_io.load(recipe_path, overrides)
+    recipe = reading.load(recipe_path, overrides)
     run = RunDir((run_dir or session.RUNS / recipe.name).absolute())
     machine = here(ranks)
     session.make_way(run, recipe, len(names), machine.ranks_per_node)

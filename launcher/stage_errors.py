@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from launcher.batches import Window
 from launcher.checkpoint import Saved
+from launcher.data.batches import Window
 from launcher.errors import Interrupted, StoppedEarly, ThawlineError, TrainingFailed, UserError
 from launcher.plan import StagePlan
 from launcher.run import Run

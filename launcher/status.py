@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from launcher import measured_time, micro_size
 from launcher.errors import UserError
 from launcher.memory_record import read_all
+from launcher.plan import measured_time, micro_size
 from launcher.run_dir import RunDir, write_atomic
 
 State = Literal["preparing", "running", "evaluating", "stopped", "interrupted", "failed", "finished"]

@@ -16,28 +16,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from launcher import (
-    activations,
-    assumed,
-    data,
-    fit,
-    memory_plot,
-    models,
-    plan,
-    recompute,
-    search,
-    stages,
-    tasks,
-    ways,
-)
+from launcher import data, models, plan, stages, tasks
 from launcher.cluster import Cluster
-from launcher.data_facts import DataFacts
+from launcher.costs.peak import Activations, NotCounted
 from launcher.errors import EnvironmentProblem, Problem, RecipeError, UserError
-from launcher.flops import FlopMeter
-from launcher.memory_peak import Activations, NotCounted
-from launcher.parameters import ModelFacts, groups
+from launcher.models import activations, recompute
+from launcher.models.flops import FlopMeter
+from launcher.plan import assumed, fit, memory_plot, search, ways
+from launcher.plan.data_facts import DataFacts
+from launcher.plan.parameters import ModelFacts, groups
 from launcher.recipe import Recipe
-from launcher.recipe_problems import Origins, unique
+from launcher.recipe.problems import Origins, unique
 
 _KEY = re.compile(r"(?:data|task|model|batch)(?:\.\w+)+")
 """A dotted path at the start of a message."""

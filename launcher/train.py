@@ -19,9 +19,9 @@ import torch
 
 from launcher import checkpoint, optim, schedule, stages
 from launcher.backends import Engine, StepResult
-from launcher.batches import TrainingBatches, Window, evaluation_batches
 from launcher.checkpoint import Best, Position, Saved
 from launcher.cluster import ranks_vary
+from launcher.data.batches import TrainingBatches, Window, evaluation_batches
 from launcher.distributed import running_statistics, seed_step
 from launcher.errors import UserError
 from launcher.evaluation import evaluate
@@ -29,8 +29,8 @@ from launcher.gradient_witness import GradientWitness
 from launcher.handover import open_stage, write_model, write_optimizer
 from launcher.memory_meter import MemoryMeter
 from launcher.memory_told import memory_told
-from launcher.micro_size import smallest_micro_batch
 from launcher.plan import StagePlan
+from launcher.plan.micro_size import smallest_micro_batch
 from launcher.run import Run
 from launcher.run_dir import write_atomic
 from launcher.stage_errors import diverged, finite, refuse_diverged, stopped, untrainable

@@ -11,24 +11,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from launcher import (
-    checkpoint,
-    data,
-    distributed,
-    export,
-    free_space,
-    hub_access,
-    models,
-    nvme,
-    session,
-    split_stages,
-    tasks,
-)  # fmt: skip
+from launcher import checkpoint, data, distributed, export, hub_access, models, nvme, session, split_stages, tasks
 from launcher.checkpoint import Best, Position, Saved
 from launcher.distributed import Runtime
 from launcher.errors import EnvironmentProblem, FollowsFirst, UserError
 from launcher.memory_told import memory_told
-from launcher.plan import RunPlan
+from launcher.models.weights import named_state, write_weights
+from launcher.plan import (
+    RunPlan,
+    free_space,  # fmt: skip
+)
 from launcher.run import Run
 from launcher.run_dir import RunDir
 from launcher.session import Session
@@ -36,7 +28,6 @@ from launcher.stage_errors import stopped
 from launcher.stop import StopRequest
 from launcher.tracking import open_tracker
 from launcher.train import train_stage
-from launcher.weights import named_state, write_weights
 
 log = logging.getLogger(__name__)
 

@@ -116,7 +116,7 @@ def leave(run_dir: Path | None, rank: int, error: BaseException) -> int:
 def with_less_memory(run_dir: RunDir, entry: RankError) -> RankError:
     """Where nobody else would: after a rank ran out of memory, plan its stage anew for the next start of the ranks, by
     torchrun's or accelerate's ``--max-restarts``, by SLURM's queue or by hand."""
-    from launcher import micro_size
+    from launcher.plan import micro_size
 
     told = entry.shortage and micro_size.after_out_of_memory(run_dir, entry.shortage, entry.rank, entry.message)
     if not told:

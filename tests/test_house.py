@@ -15,8 +15,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("launcher", "kernels/thawline_kernels")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 MAX_LINES = 320
-TABLES = {"launcher/recipe.py"}
-"""Files above MAX_LINES because they are one table; each is named here on purpose."""
 DRAWERS = re.compile(r"^(utils?|helpers?|common|misc)$")
 MACHINE_PATHS = re.compile(r"(?<![\w./-])/(?:work|root|home/\w+|Users/\w+|opt|mnt)/\w")
 
@@ -44,7 +42,7 @@ def test_module_says_what_it_is(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_file_is_one_idea(path: Path) -> None:
     num_lines = len(path.read_text().splitlines())
-    assert num_lines <= MAX_LINES or name_of(path) in TABLES, f"{num_lines} lines; split where a second idea lives"
+    assert num_lines <= MAX_LINES, f"{num_lines} lines; split where a second idea lives"
 
 
 def test_no_drawers() -> None:

@@ -27,7 +27,6 @@ from deepspeed.utils import (
 from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from launcher import memory
 from launcher.backends.engine import (
     Engine,
     Parts,
@@ -39,6 +38,7 @@ from launcher.backends.engine import (
     state_tensors,
     storage_bytes,
 )
+from launcher.costs import memory
 from launcher.plan import StagePlan
 
 TAG = "engine"

@@ -16,10 +16,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from launcher import memory, nvme
+from launcher import nvme
 from launcher.backends.engine import Engine, Parts
 from launcher.backends.swap_files import SwapFiles
 from launcher.backends.zero import ZeroEngine, deepspeed_config, wrapped
+from launcher.costs import memory
 from launcher.errors import EnvironmentProblem
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from launcher.packing import Batch
+from launcher.data.packing import Batch
 from launcher.recipe import Task
-from launcher.recipe_data import Data
+from launcher.recipe.data import Data
 from launcher.tasks.bound import BoundTask, Metrics
 from launcher.tasks.causal_lm import BoundCausalLM
 from launcher.tasks.image_classification import BoundImageClassification

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from launcher.packing import Batch
+from launcher.data.packing import Batch
 
 Row = dict[str, Any]
 """A row of the data by the task's column names, and ``id``; ``label`` may be missing when only predicting."""

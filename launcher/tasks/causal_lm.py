@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from launcher.packing import Batch
+from launcher.data.packing import Batch
 from launcher.recipe import CausalLM
-from launcher.recipe_data import Data
+from launcher.recipe.data import Data
 from launcher.tasks.bound import Features, Metrics, Row
 from launcher.tasks.mean_loss import MeanLoss
 from launcher.tasks.tokens import Tokens, as_weights, num_tokens

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from launcher.packing import Batch
+from launcher.data.packing import Batch
 from launcher.tasks.bound import Features, Metrics, Row
 from launcher.tasks.mean_loss import MeanLoss
 

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from launcher.image_spec import ImageSpec
-from launcher.packing import Batch
+from launcher.data.packing import Batch
+from launcher.models.image_spec import ImageSpec
 from launcher.recipe import ImageClassification
-from launcher.recipe_data import Data
+from launcher.recipe.data import Data
 from launcher.tasks.bound import Features, Row
 from launcher.tasks.classification import NO_LABEL, Classification
 from launcher.tasks.images import Images

@@ -21,7 +21,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from launcher.errors import DataError, UserError
-from launcher.image_spec import ImageSpec
+from launcher.models.image_spec import ImageSpec
 
 Augment = Literal["none", "flip", "randaugment"]
 

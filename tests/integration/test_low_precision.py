@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from running import metrics, proof, recipe, thawline, tiny_bert, weights
 
-from launcher.weights import read_weights
+from launcher.models.weights import read_weights
 
 STAGES: list[dict[str, Any]] = [
     {"name": "head", "train": ["head"], "steps": 2, "sharding": {"strategy": "zero2"}},

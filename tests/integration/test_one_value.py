@@ -19,10 +19,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from launcher import recipe_io
+from launcher.models.weights import read_weights
 from launcher.plan import RunPlan
-from launcher.recipe import Stage
-from launcher.weights import read_weights
+from launcher.recipe import Stage, reading
 
 ROWS = [
     ("a fine day", "good"), ("what a terrible, terrible way to lose a good book", "bad"), ("no", "bad"),
@@ -135,7 +134,7 @@ def test_the_rate_of_the_recipe_is_the_rate_of_every_line(index: int, written: P
     rate = said.get("optimizer", {}).get("learning_rate", TOP_RATE)
     plan = RunPlan.model_validate_json((written / "run" / "plan.json").read_text())
     on_disk = json.loads((written / "run" / "plan.json").read_text())["stages"][index]
-    for stage in (recipe_io.load(written / "recipe.yaml").stages[index], plan.stages[index].settings):
+    for stage in (reading.load(written / "recipe.yaml").stages[index], plan.stages[index].settings):
         assert isinstance(stage, Stage)
         assert stage.optimizer.learning_rate == rate
         assert stage.layer_decay == said.get("layer_decay")

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from launcher.file_locations import existing_path
-from launcher.weights import read_weights
+from launcher.models.weights import read_weights
 
 RECIPES = ROOT / "recipes"
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

@@ -358,7 +358,7 @@ def test_an_arrays_task_is_queued_again_alone(cluster: Cluster, tmp_path: Path) 
     assert "queued again" in cluster.thawline("logs", run / "task-1").stdout
     entered = [line.split()[:6] for line in (tmp_path / "entered").read_text().splitlines()]
     python = ["exec", "image.sif", sys.executable, "-m"]
-    assert sorted(entered) == sorted([[*python, "launcher.slurm_preflight", "node"],
+    assert sorted(entered) == sorted([[*python, "launcher.slurm.preflight", "node"],
                                       [*python, "torch.distributed.run", "--nnodes=1"]] * 3)  # fmt: skip
 
 

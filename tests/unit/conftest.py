@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from launcher import recipe_io
 from launcher.cluster import Cluster
-from launcher.data_facts import DataFacts
-from launcher.parameters import ModelFacts, ParameterFacts
 from launcher.plan import RunPlan, resolve
-from launcher.recipe import Recipe
+from launcher.plan.data_facts import DataFacts
+from launcher.plan.parameters import ModelFacts, ParameterFacts
+from launcher.recipe import Recipe, reading
 
 MakePlan = Callable[..., RunPlan]
 
@@ -47,7 +46,7 @@ def make_recipe(tmp_path: Path) -> Callable[..., Recipe]:
         }
         file = tmp_path / "made_recipe.yaml"
         file.write_text(json.dumps(plain | changes))  # JSON is YAML
-        return recipe_io.load(file)
+        return reading.load(file)
 
     return make
 

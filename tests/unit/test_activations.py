@@ -13,9 +13,9 @@ import transformers
 from accelerate import init_empty_weights
 from torch import nn
 
-from launcher import activations, recompute
-from launcher.alike_blocks import SavedTensors
-from launcher.memory_peak import NotCounted
+from launcher.costs.peak import NotCounted
+from launcher.models import activations, recompute
+from launcher.models.alike_blocks import SavedTensors
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
 WORDS = {"vocab_size": 200, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "use_cache": False}

@@ -9,10 +9,12 @@ import pytest
 import torch
 import transformers
 
-from launcher import assumed, recipe_io, survey
+from launcher import survey
 from launcher.cluster import Cluster
+from launcher.costs.peak import GIB
 from launcher.errors import UserError
-from launcher.memory_peak import GIB
+from launcher.plan import assumed
+from launcher.recipe import reading
 
 PARAMETERS = {
     "meta-llama/Llama-3.1-8B": 8_030_261_248,
@@ -60,7 +62,7 @@ def test_shipped_sizes(source: str) -> None:
 
 
 def test_a_plan_without_the_hub_tells_what_it_assumes(far: Path) -> None:
-    recipe, origins = recipe_io.load_with_origins(far)
+    recipe, origins = reading.load_with_origins(far)
     with survey.foresee(recipe, far.parent, MACHINE, origins) as seen:
         [stage] = seen.plan.stages
         assert seen.assumptions == [
@@ -77,7 +79,7 @@ def test_a_given_configuration_is_taken(far: Path, tmp_path: Path) -> None:
     file = tmp_path / "small.json"
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
     file.write_text(json.dumps({"model_type": "llama", "vocab_size": 100, **sizes}))
-    recipe, origins = recipe_io.load_with_origins(far)
+    recipe, origins = reading.load_with_origins(far)
     with survey.foresee(recipe, far.parent, MACHINE, origins, file) as seen:
         assert seen.plan.stages[0].trainable == 64 * 100
         assert f"the sizes of meta-llama/Llama-3.1-8B are those of {file}" in seen.assumptions
@@ -90,5 +92,5 @@ def test_a_given_configuration_is_taken(far: Path, tmp_path: Path) -> None:
 
 
 def test_rows_are_not_invented(far: Path) -> None:
-    recipe = recipe_io.load(far, ["data.limit=null"])
+    recipe = reading.load(far, ["data.limit=null"])
     assert assumed.data_facts(recipe) is None

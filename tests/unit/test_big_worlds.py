@@ -11,11 +11,12 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from launcher import checkpoint, cluster, micro_size, order
+from launcher import checkpoint, cluster
 from launcher.checkpoint import Position
+from launcher.data import order
 from launcher.distributed import Runtime
 from launcher.errors import RecipeError
-from launcher.plan import resolve_batch
+from launcher.plan import micro_size, resolve_batch
 from launcher.recipe import Batch, Stage
 from launcher.run_dir import RunDir, parse_checkpoint
 

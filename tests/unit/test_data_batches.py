@@ -14,12 +14,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from launcher.batches import TrainingBatches, ahead, evaluation_batches
-from launcher.micro_size import smallest_micro_batch
-from launcher.packing import Batch, pad
+from launcher.data.batches import TrainingBatches, ahead, evaluation_batches
+from launcher.data.packing import Batch, pad
+from launcher.data.rows import Rows
 from launcher.plan import BatchPlan, StagePlan
+from launcher.plan.micro_size import smallest_micro_batch
 from launcher.recipe import Stage
-from launcher.rows import Rows
 
 NUM_ROWS = 21
 ROWS = Rows(pa.table({"value": list(range(NUM_ROWS)), "id": [str(n) for n in range(NUM_ROWS)]}))

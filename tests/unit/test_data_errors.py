@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from launcher.data import load
 from launcher.errors import DataError, EnvironmentProblem
 from launcher.recipe import CausalLM, ImageClassification, Task, TextClassification
-from launcher.recipe_data import Data
+from launcher.recipe.data import Data
 
 TEXTS = TextClassification(kind="text-classification")
 IMAGES = ImageClassification(kind="image-classification")
@@ -76,8 +76,8 @@ def test_package_that_is_not_installed(tmp_path: Path, name: str) -> None:
 
 
 def test_file_missing_in_a_package(tmp_path: Path) -> None:
-    said = message(tmp_path, source="csv", files="package:launcher/recipy.py")
-    assert "did you mean 'recipe.py'" in said
+    said = message(tmp_path, source="csv", files="package:launcher/erors.py")
+    assert "did you mean 'errors.py'" in said
 
 
 def test_files_without_train(tmp_path: Path) -> None:

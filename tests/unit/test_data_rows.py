@@ -14,9 +14,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from launcher.data import Splits, load
+from launcher.data.rows import Rows
 from launcher.recipe import CausalLM, ImageClassification, Task, TextClassification
-from launcher.recipe_data import Data
-from launcher.rows import Rows
+from launcher.recipe.data import Data
 
 TEXTS = TextClassification(kind="text-classification")
 IMAGES = ImageClassification(kind="image-classification")

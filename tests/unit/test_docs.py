@@ -9,8 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from launcher import recipe_io
-from launcher.recipe import Recipe
+from launcher.recipe import Recipe, reading
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "slurm/README.md"]
@@ -47,7 +46,7 @@ def test_recipes_in_the_text_are_valid(page: Path, tmp_path: Path) -> None:
     for block in YAML_BLOCK.findall(page.read_text(encoding="utf-8")):
         path = tmp_path / "recipe.yaml"
         path.write_text(block, encoding="utf-8")
-        recipe_io.load(path)
+        reading.load(path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

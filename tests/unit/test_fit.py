@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageColor
 from rich.console import Console
 
-from launcher import fit, memory_plot, memory_table, plan_table, search, ways
 from launcher.cluster import Cluster
+from launcher.costs.peak import GIB, Activations, NotCounted
+from launcher.costs.step_time import Work
 from launcher.errors import UserError
-from launcher.memory_peak import GIB, Activations, NotCounted
-from launcher.parameters import ModelFacts, ParameterFacts
-from launcher.plan import RunPlan, StagePlan, plan_json
-from launcher.step_time import Work
+from launcher.plan import RunPlan, StagePlan, fit, memory_plot, memory_table, plan_json, search, ways
+from launcher.plan import table as plan_table
+from launcher.plan.parameters import ModelFacts, ParameterFacts
 
 MakePlan = Callable[..., RunPlan]
 BLOCKS = 12

@@ -9,11 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher import free_space
-from launcher.disk import DiskPlan
+from launcher.costs.disk import DiskPlan
+from launcher.costs.peak import GIB
 from launcher.errors import EnvironmentProblem
-from launcher.memory_peak import GIB
-from launcher.plan import RunPlan
+from launcher.plan import RunPlan, free_space
 from launcher.run_dir import RunDir
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import heartbeat, slurm_watch
+from launcher import heartbeat
 from launcher.heartbeat import Beat, Heart, Watch
+from launcher.slurm import watch as slurm_watch
 
 
 def beat(rank: int, beats: int, moves: int, where: str = "all_reduce under sum") -> Beat:

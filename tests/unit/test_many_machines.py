@@ -15,22 +15,15 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher import (
-    doctor,
-    rank_error,
-    run_logs,
-    slurm_array,
-    slurm_attempt,
-    slurm_queue,
-    slurm_status,
-    slurm_submit,
-    ssh_nodes,
-    worker,
-)
+from launcher import doctor, rank_error, run_logs, ssh_nodes, worker
 from launcher.errors import UserError
 from launcher.run_dir import RunDir
-from launcher.slurm_queue import QueueState
-from launcher.slurm_submit import Request
+from launcher.slurm import array as slurm_array
+from launcher.slurm import attempt as slurm_attempt
+from launcher.slurm import queue, submit
+from launcher.slurm import status as slurm_status
+from launcher.slurm.queue import QueueState
+from launcher.slurm.submit import Request
 from launcher.status import Status, write_status
 
 ROOT = Path(__file__).parents[2]
@@ -90,11 +83,11 @@ def test_too_many_tasks_are_refused() -> None:
 
 def test_an_arrays_script_has_a_case_for_each_task(tmp_path: Path) -> None:
     flags = {"array": ["seed=[1, 2]"], "array_limit": 1}
-    [script] = slurm_submit.scripts(Request(recipe(tmp_path), (), tmp_path / "run", flags))
+    [script] = submit.scripts(Request(recipe(tmp_path), (), tmp_path / "run", flags))
     assert "#SBATCH --array=0-1%1\n" in script
     assert "  1) overrides+=(--set seed=2) ;;\n" in script
     with pytest.raises(UserError, match="do not go together"):
-        slurm_submit.scripts(Request(recipe(tmp_path), (), tmp_path / "run", flags, split_stages=True))
+        submit.scripts(Request(recipe(tmp_path), (), tmp_path / "run", flags, split_stages=True))
 
 
 def test_a_controller_that_does_not_answer_ends_no_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,9 +95,9 @@ def test_a_controller_that_does_not_answer_ends_no_watch(tmp_path: Path, monkeyp
         return QueueState(job="7", state=state, reason="None", nodes="", attempt=0, exit_code=0)
 
     answers = iter([None, job("PENDING"), None, job("COMPLETED")])
-    monkeypatch.setattr(slurm_queue, "ask", lambda number: next(answers))
-    monkeypatch.setattr(slurm_queue, "jobs_of", lambda run: ["7"])
-    monkeypatch.setattr(slurm_queue, "ASK_EVERY_S", (0.0, 0.0))
+    monkeypatch.setattr(queue, "ask", lambda number: next(answers))
+    monkeypatch.setattr(queue, "jobs_of", lambda run: ["7"])
+    monkeypatch.setattr(queue, "ASK_EVERY_S", (0.0, 0.0))
     monkeypatch.setattr(slurm_status, "FOLLOW_EVERY_S", 0.0)
     run = RunDir(tmp_path / "run")
     run.create()
@@ -123,9 +116,9 @@ def test_a_controller_that_does_not_answer_ends_no_watch_of_an_array(
         state = next(answers[number])
         return state and QueueState(job=number, state=state, reason="None", nodes="", attempt=0, exit_code=0)
 
-    monkeypatch.setattr(slurm_queue, "ask", ask)
-    monkeypatch.setattr(slurm_queue, "jobs_of", lambda task: [task.path.name.replace("task-", "7_")])
-    monkeypatch.setattr(slurm_queue, "ASK_EVERY_S", (0.0, 0.0))
+    monkeypatch.setattr(queue, "ask", ask)
+    monkeypatch.setattr(queue, "jobs_of", lambda task: [task.path.name.replace("task-", "7_")])
+    monkeypatch.setattr(queue, "ASK_EVERY_S", (0.0, 0.0))
     monkeypatch.setattr(slurm_status, "ARRAY_EVERY_S", 0.0)
     monkeypatch.setattr(slurm_status.time, "sleep", lambda seconds: None)
     shown = [re.findall(r"begun|[A-Z]{6,}", text) for text in slurm_status.follow(run)]
@@ -144,13 +137,13 @@ def test_the_status_of_an_array_is_that_of_its_tasks(tmp_path: Path) -> None:
 # --- fewer nodes ------------------------------------------------------------------------------------------------------
 def test_counts_of_nodes_that_can_share_the_batch_stand_in_the_script(tmp_path: Path) -> None:
     path = recipe(tmp_path, batch={"global_size": 8}, slurm={"nodes": 4, "min_nodes": 2})
-    [script] = slurm_submit.scripts(Request(path))
+    [script] = submit.scripts(Request(path))
     assert "#SBATCH --nodes=2-4\n" in script
     assert "--ntasks-per-node=1\n" not in script, "SLURM would give the fewest"
     assert "\nnode_counts=(4 2)\n" in script, "three ranks cannot share 8 samples"
     for nodes, fewest, key in ((4, 3, "min_nodes"), (3, 2, "nodes"), (3, None, "nodes")):
         with pytest.raises(UserError, match=rf"slurm\.{key}: 3 x 1 ranks .*8 does not divide"):
-            slurm_submit.scripts(Request(path, (), None, {"nodes": nodes, "min_nodes": fewest or nodes}))
+            submit.scripts(Request(path, (), None, {"nodes": nodes, "min_nodes": fewest or nodes}))
 
 
 def test_ranks_that_fell_silent_on_a_machine_that_answers_were_killed(tmp_path: Path) -> None:
@@ -170,8 +163,8 @@ def test_each_stage_has_its_script_with_its_machines(tmp_path: Path) -> None:
               {"name": "full", "train": ["all"], "epochs": 1, "slurm": {"nodes": 2, "gpus_per_node": 8}}]  # fmt: skip
     path = recipe(tmp_path, stages=stages, slurm={"gpus_per_node": 1, "partition": "p", "dependency": "afterok:5"})
     with pytest.raises(UserError, match="--split-stages"):
-        slurm_submit.scripts(Request(path, (), tmp_path / "run"))
-    head, full = slurm_submit.scripts(Request(path, (), tmp_path / "run", split_stages=True))
+        submit.scripts(Request(path, (), tmp_path / "run"))
+    head, full = submit.scripts(Request(path, (), tmp_path / "run", split_stages=True))
     for line in ("--job-name=tiny.head", "--nodes=1", "--gpus-per-node=1", "--partition=p", "--dependency=afterok:5"):
         assert f"#SBATCH {line}\n" in head
     for line in ("--job-name=tiny.full", "--nodes=2", "--gpus-per-node=8", "--partition=p",
@@ -179,7 +172,7 @@ def test_each_stage_has_its_script_with_its_machines(tmp_path: Path) -> None:
         assert f"#SBATCH {line}\n" in full
     assert "export THAWLINE_UNTIL_STAGE=head\n" in head
     own = ("stages.full.slurm.dependency=afterany:9",)
-    _, full = slurm_submit.scripts(Request(path, own, tmp_path / "run", split_stages=True))
+    _, full = submit.scripts(Request(path, own, tmp_path / "run", split_stages=True))
     assert "#SBATCH --dependency=afterok:JOB_OF_head,afterany:9\n" in full
 
 
@@ -191,7 +184,7 @@ def test_the_command_that_submitted_can_be_typed_again(tmp_path: Path) -> None:
         "srun_arguments": ["--mpi=none"], "qos": None,
     }  # fmt: skip
     request = Request(recipe(tmp_path), ("name=other",), tmp_path / "a run", flags)
-    words = shlex.split(slurm_submit.as_command(request))
+    words = shlex.split(submit.as_command(request))
     assert words[:2] == ["thawline", "submit"]
     again = subprocess.run(
         [sys.executable, "-m", "launcher", *words[1:], "--dry-run"],
@@ -200,7 +193,7 @@ def test_the_command_that_submitted_can_be_typed_again(tmp_path: Path) -> None:
         check=True,
         cwd=ROOT,
     )
-    assert again.stdout == slurm_submit.scripts(request)[0]
+    assert again.stdout == submit.scripts(request)[0]
 
 
 def test_resume_names_the_command_for_the_machines_that_it_needs(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launcher import measured_time, memory_table, slurm_status
+from launcher.costs.step_time import StepTime
 from launcher.errors import UserError
-from launcher.plan import RunPlan
+from launcher.plan import RunPlan, measured_time, memory_table
 from launcher.run_dir import RunDir
+from launcher.slurm import status as slurm_status
 from launcher.status import new_status, render, write_status
-from launcher.step_time import StepTime
 
 MakePlan = Callable[..., RunPlan]
 

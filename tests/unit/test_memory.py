@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.disk import disk_plan
-from launcher.memory import REDUCE_BUCKET_ELEMENTS, ModelStates, Sharding, model_states, optimizer_states
-from launcher.memory_peak import LOGITS_BYTES_PER_ELEMENT, Activations, plan_memory
+from launcher.costs.disk import disk_plan
+from launcher.costs.memory import REDUCE_BUCKET_ELEMENTS, ModelStates, Sharding, model_states, optimizer_states
+from launcher.costs.peak import LOGITS_BYTES_PER_ELEMENT, Activations, plan_memory
 
 sizes = st.lists(st.integers(1, 10**7), min_size=1, max_size=6)
 grouped = st.lists(sizes, min_size=1, max_size=3)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.costs.memory import ModelStates
+from launcher.costs.peak import GIB, Activations, MemoryPlan, plan_memory
 from launcher.errors import UserError
-from launcher.memory import ModelStates
-from launcher.memory_peak import GIB, Activations, MemoryPlan, plan_memory
 from launcher.memory_record import Measured, MemoryRecord, read_all
 from launcher.run_dir import RunDir
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher import micro_size, orphans, rank_error, worker
+from launcher import orphans, rank_error, worker
+from launcher.costs.memory import ModelStates
+from launcher.costs.peak import GIB, Activations, plan_memory
 from launcher.errors import OutOfMemory, Shortage
-from launcher.memory import ModelStates
-from launcher.memory_peak import GIB, Activations, plan_memory
 from launcher.memory_told import memory_told
-from launcher.plan import RunPlan
+from launcher.plan import RunPlan, micro_size
 from launcher.run_dir import RunDir
 
 MakePlan = Callable[..., RunPlan]

@@ -14,8 +14,8 @@ from torch import nn
 from launcher import models
 from launcher.errors import EnvironmentProblem, UserError
 from launcher.file_locations import package_path
+from launcher.models.weights import load_weights, named_state, write_weights
 from launcher.recipe import CausalLM, ImageClassification, Model, TextClassification
-from launcher.weights import load_weights, named_state, write_weights
 
 TEXT = TextClassification(kind="text-classification")
 IMAGE = ImageClassification(kind="image-classification")

@@ -10,7 +10,7 @@ import transformers
 
 from launcher import models
 from launcher.errors import UserError
-from launcher.parameters import select
+from launcher.plan.parameters import select
 from launcher.recipe import CausalLM, ImageClassification, Model, Task, TextClassification
 
 TEXT = TextClassification(kind="text-classification")

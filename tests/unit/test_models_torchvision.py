@@ -14,8 +14,8 @@ from torch import nn
 
 from launcher import models
 from launcher.errors import EnvironmentProblem, UserError
+from launcher.models.weights import load_weights, named_state, write_weights
 from launcher.recipe import ImageClassification, Model
-from launcher.weights import load_weights, named_state, write_weights
 
 IMAGE = ImageClassification(kind="image-classification")
 LABELS = ["cat", "dog"]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher import doctor, memory, nvme
+from launcher import doctor, nvme
+from launcher.costs import memory
+from launcher.costs.memory import Sharding, model_states
 from launcher.errors import EnvironmentProblem
-from launcher.memory import Sharding, model_states
 
 NEEDS_LIBAIO = pytest.mark.skipif(nvme.missing_library() is not None, reason=str(nvme.missing_library()))
 

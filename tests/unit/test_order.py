@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.micro_size import num_micro_batches
-from launcher.order import order, row_seeds, share, window
-from launcher.sampling import sample
+from launcher.data.order import order, row_seeds, share, window
+from launcher.data.sampling import sample
+from launcher.plan.micro_size import num_micro_batches
 
 small = st.integers(1, 6)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import RecipeError
-from launcher.parameters import ModelFacts, ParameterFacts, PatternError, depths, groups, select
+from launcher.plan.parameters import ModelFacts, ParameterFacts, PatternError, depths, groups, select
 from launcher.recipe import Stage
 
 NUM_LAYERS = 4

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from launcher.cluster import Cluster
 from launcher.plan import GroupPlan, RunPlan
-from launcher.plan_table import group_rows, tables
+from launcher.plan.table import group_rows, tables
 
 
 def shown(plan: RunPlan) -> list[str]:

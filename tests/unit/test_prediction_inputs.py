@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from launcher.errors import DataError, UserError
 from launcher.prediction_inputs import image_rows, text_rows
-from launcher.recipe_data import Data
+from launcher.recipe.data import Data
 
 
 @pytest.fixture(autouse=True)

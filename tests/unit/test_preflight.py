@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from launcher import __version__, preflight, slurm_preflight
+from launcher import __version__, preflight
 from launcher.errors import EnvironmentProblem
 from launcher.preflight import Facts, problems, summary
 from launcher.run_dir import RunDir
+from launcher.slurm import preflight as slurm_preflight
 
 VERSIONS = {"thawline": "1.0", "torch": "2.14.1", "CUDA": "13.0", "NCCL": "2.30.7"}
 

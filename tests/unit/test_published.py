@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher import recipe_io, survey
+from launcher import survey
 from launcher.cluster import Cluster
-from launcher.memory import Sharding, model_states
-from launcher.memory_peak import FRAGMENTATION, GIB, MemoryPlan
+from launcher.costs.memory import Sharding, model_states
+from launcher.costs.peak import FRAGMENTATION, GIB, MemoryPlan
+from launcher.recipe import reading
 
 LLAMA_8B = 8_030_261_248
 HOST = Cluster(gpus_per_node=8, ranks_per_node=8, gpu_kind="H100", gpu_memory_bytes=96 * GIB, bf16=True)
@@ -36,7 +37,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def planned(recipe: Path, micro_size: int, length: int) -> MemoryPlan:
     changes = [f"batch={{global_size: {8 * micro_size}, micro_size: {micro_size}}}", f"data.max_length={length}"]
-    checked, origins = recipe_io.load_with_origins(recipe, changes)
+    checked, origins = reading.load_with_origins(recipe, changes)
     with survey.foresee(checked, recipe.parent, HOST, origins) as seen:
         found = seen.plan.stages[0].memory
     assert found is not None

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import Problem, RecipeError
-from launcher.recipe_io import load, to_yaml
-from launcher.yaml_tree import parse
+from launcher.recipe.reading import load, to_yaml
+from launcher.recipe.yaml_tree import parse
 
 GOOD = """\
 name: good

@@ -11,9 +11,9 @@ import torchvision
 import transformers
 from torch import nn
 
-from launcher import recompute
-from launcher.alike_blocks import SavedTensors
 from launcher.errors import UserError
+from launcher.models import recompute
+from launcher.models.alike_blocks import SavedTensors
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
 WORDS = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "use_cache": False}

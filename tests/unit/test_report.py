@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from launcher import micro_size, report
+from launcher import report
+from launcher.costs.memory import ModelStates
+from launcher.costs.peak import GIB, Activations, plan_memory
+from launcher.costs.step_time import StepTime
 from launcher.errors import Shortage, UserError
-from launcher.memory import ModelStates
-from launcher.memory_peak import GIB, Activations, plan_memory
 from launcher.memory_record import Measured, MemoryRecord
-from launcher.plan import RunPlan
+from launcher.plan import RunPlan, micro_size
 from launcher.run_dir import RunDir
-from launcher.step_time import StepTime
 from launcher.tracking import open_tracker
 
 

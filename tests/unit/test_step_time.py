@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import gpu_kinds, step_time
-from launcher.memory import Sharding
-from launcher.step_time import Load, Machine, Work
+from launcher.costs import gpu_kinds, step_time
+from launcher.costs.memory import Sharding
+from launcher.costs.step_time import Load, Machine, Work
 
 GIGA, TERA = 1e9, 1e12
 PLAIN = Machine(

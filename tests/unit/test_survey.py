@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from launcher import recipe_io, survey
+from launcher import survey
 from launcher.cluster import Cluster
 from launcher.errors import Problem, RecipeError
 from launcher.plan import RunPlan, plan_json
+from launcher.recipe import reading
 
 RECIPE = """\
 name: small
@@ -60,7 +61,7 @@ def prepare(folder: Path, *changes: tuple[str, str], ranks: int = 2, overrides: 
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     (folder / "recipe.yaml").write_text(text)
-    recipe, origins = recipe_io.load_with_origins(folder / "recipe.yaml", overrides)
+    recipe, origins = reading.load_with_origins(folder / "recipe.yaml", overrides)
     return survey.prepare(recipe, folder, Cluster(gpus_per_node=0, ranks_per_node=ranks), origins)
 
 
@@ -172,7 +173,7 @@ def test_a_value_of_the_command_line_has_no_line(folder: Path) -> None:
 def test_each_file_s_problem_is_told_in_its_file(folder: Path) -> None:
     (folder / "base.yaml").write_text(RECIPE.replace("rows.csv", "row.csv"))
     (folder / "over.yaml").write_text("extends: base.yaml\nname: other\nmodel: {source: package:nobody/model}\n")
-    recipe, origins = recipe_io.load_with_origins(folder / "over.yaml")
+    recipe, origins = reading.load_with_origins(folder / "over.yaml")
     with pytest.raises(RecipeError) as raised:
         survey.prepare(recipe, folder, Cluster(gpus_per_node=0, ranks_per_node=2), origins)
     told = {problem.path: (problem.file, problem.line) for problem in raised.value.problems}
@@ -244,7 +245,7 @@ def test_a_best_without_validation_is_refused_at_its_line(tmp_path: Path) -> Non
         (tmp_path / "pictures" / split / label).mkdir(parents=True)
         (tmp_path / "pictures" / split / label / f"{number}.png").touch()
     (tmp_path / "recipe.yaml").write_text(IMAGES)
-    recipe, origins = recipe_io.load_with_origins(tmp_path / "recipe.yaml")
+    recipe, origins = reading.load_with_origins(tmp_path / "recipe.yaml")
     machine = Cluster(gpus_per_node=0, ranks_per_node=1)
     assert survey.prepare(recipe, tmp_path, machine, origins).data.validation_rows == 1
     shutil.rmtree(tmp_path / "pictures" / "validation")
@@ -253,7 +254,7 @@ def test_a_best_without_validation_is_refused_at_its_line(tmp_path: Path) -> Non
     [problem] = raised.value.problems
     low = ["precision=bf16", "stages.two.evaluate.best=null", "stages.one.sharding.strategy=ddp"]
     for key, value in (("sharding.strategy", "zero1"), ("optimizer.master", "split16")):
-        recipe, origins = recipe_io.load_with_origins(tmp_path / "recipe.yaml", [*low, f"stages.one.{key}={value}"])
+        recipe, origins = reading.load_with_origins(tmp_path / "recipe.yaml", [*low, f"stages.one.{key}={value}"])
         with pytest.raises(RecipeError, match=f"under .*{value} a model with BatchNorm in it cannot be trained in low"):
             survey.prepare(recipe, tmp_path, machine, origins)
     assert (problem.path, problem.line) == ("stages.two.evaluate.best", line_of(tmp_path, "best:"))
@@ -288,6 +289,6 @@ def test_a_model_that_cannot_checkpoint_is_told_with_its_line(tmp_path: Path) ->
         "data: {source: imagefolder, files: images}\nbatch: {global_size: 2}\n"
         "stages:\n  - name: head\n    train: [head]\n    steps: 1\n    gradient_checkpointing: true\n"
     )
-    recipe, origins = recipe_io.load_with_origins(tmp_path / "vgg.yaml")
+    recipe, origins = reading.load_with_origins(tmp_path / "vgg.yaml")
     with pytest.raises(RecipeError, match=r"vgg\.yaml:10.*VGG has no list of equal blocks to compute again"):
         survey.prepare(recipe, tmp_path, Cluster(gpus_per_node=0, ranks_per_node=1), origins)

@@ -15,12 +15,12 @@ from PIL import Image
 from pydantic import TypeAdapter
 from torchvision.transforms import v2
 
-from launcher import image_spec
 from launcher.data import load
 from launcher.errors import DataError, UserError
-from launcher.image_spec import ImageSpec
+from launcher.models import image_spec
+from launcher.models.image_spec import ImageSpec
 from launcher.recipe import ImageClassification
-from launcher.recipe_data import Data
+from launcher.recipe.data import Data
 from launcher.tasks import BoundTask, bind
 from launcher.tasks.images import OPERATIONS, RANDAUGMENT_LEVEL, augmented, open_rgb
 

@@ -14,11 +14,11 @@ RANK = """
 import json, sys
 import torch, torch.distributed as dist
 from pathlib import Path
-from launcher.batches import evaluation_batches
+from launcher.data.batches import evaluation_batches
 from launcher.data import load
 from launcher.evaluation import evaluate
 from launcher.recipe import CausalLM, TextClassification
-from launcher.recipe_data import TableData
+from launcher.recipe.data import TableData
 from launcher.tasks import bind
 from transformers import AutoTokenizer
 

@@ -13,10 +13,10 @@ from pydantic import TypeAdapter
 from torch.nn import functional
 from transformers import AutoTokenizer, BertConfig, RobertaConfig, XLNetConfig
 
+from launcher.data.packing import Batch
 from launcher.errors import DataError, UserError
-from launcher.packing import Batch
 from launcher.recipe import CausalLM, Task, TextClassification
-from launcher.recipe_data import Data
+from launcher.recipe.data import Data
 from launcher.tasks import BoundTask, bind
 
 LABELS = ["negative", "neutral", "positive"]

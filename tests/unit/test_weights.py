@@ -11,7 +11,14 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from launcher.errors import EnvironmentProblem
-from launcher.weights import WeightsMismatch, WeightsReader, load_weights, named_state, read_weights, write_weights
+from launcher.models.weights import (
+    WeightsMismatch,
+    WeightsReader,
+    load_weights,
+    named_state,
+    read_weights,
+    write_weights,
+)
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,

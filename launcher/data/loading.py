@@ -1,0 +1,240 @@
+"""From what a recipe says about its data to the rows of each split.
+
+Owns the task's columns, dedupe, limit and split, and the messages about rows that cannot be trained on. `sources` reads
+the files before it, `labels` gives the ids, `batches` makes batches after it. Deterministic, on every rank alike;
+touches no global random generator. Called by `survey`, `walk` and `inference`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from launcher.data.labels import label_ids
+from launcher.data.rows import Rows, is_text
+from launcher.data.sampling import sample
+from launcher.data.sources import read
+from launcher.data.table_files import Table, Wanted
+from launcher.errors import DataError
+from launcher.plan.data_facts import DataFacts
+from launcher.recipe import Task
+from launcher.recipe.data import Data, ImageFolderData
+
+Indices = npt.NDArray[np.int64]
+
+TASK_COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "text-classification": (("text", "label"), ("text_pair",)),
+    "image-classification": (("image", "label"), ()),
+    "causal-lm": (("text",), ()),
+}
+"""Task kind -> (columns it needs, columns it takes where there are any)."""
+
+LIMIT, SPLIT = 1, 2
+"""What a random choice is for; part of its seed."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows of each split, by the task's column names; ``label`` holds int64 ids, ``id`` what to call a row."""
+
+    train: Rows
+    validation: Rows | None
+    test: Rows | None
+    labels: list[str] | None
+    """Label names in the order of their ids; None for tasks without labels."""
+
+    def facts(self) -> DataFacts:
+        """What the plan needs to know."""
+        return DataFacts(
+            train_rows=len(self.train),
+            validation_rows=len(self.validation or ()),
+            test_rows=len(self.test or ()),
+            labels=self.labels,
+            majority=self._majority(),
+            columns=self.train.columns,
+            digests=[split.digest() for split in (self.train, self.validation, self.test) if split is not None],
+        )
+
+    def _majority(self) -> float | None:
+        if self.labels is None or self.validation is None:
+            return None
+        counts = np.bincount(self.validation.table["label"].to_numpy())
+        return float(counts.max() / counts.sum())
+
+
+def load(data: Data, task: Task, recipe_dir: Path) -> Splits:
+    """Read the data, check every row, and split it.
+
+    In this order: dedupe, limit, split. Where the data names its own splits, dedupe also drops training rows whose
+    value stands in validation or test, the limit holds for each split, and only a missing validation split is cut off
+    train.
+
+    Raises:
+        DataError: see each check; nothing that a rank would stumble over later passes.
+        EnvironmentProblem: the hub cannot be reached.
+    """
+    tables = read(data, _wanted(data, task), recipe_dir)
+    for split, table in tables.items():
+        if not table.columns.num_rows:
+            raise DataError(f"split {split} has no rows: {table.where}; give it rows, or leave the split out")
+        _check_values(table, data, task)
+    names: list[str] | None = None
+    ids: dict[str, Indices | None] = dict.fromkeys(tables)
+    if task.kind != "causal-lm":
+        names, encoded = label_ids(tables, _name(data, task, "label"), task.labels)
+        ids |= encoded
+    keep = {split: np.arange(table.columns.num_rows) for split, table in tables.items()}
+    if data.split.dedupe is not None:
+        keep = _dedupe(tables, _name(data, task, data.split.dedupe))
+    groups = _strata(tables, data, task)
+    keep = {split: _limit(kept, data, groups[split][kept]) for split, kept in keep.items()}
+    if "validation" not in keep and data.split.validation > 0:
+        keep["train"], keep["validation"] = _split(keep["train"], data, task, tables["train"], groups["train"])
+    tables.setdefault("validation", tables["train"])
+    ids.setdefault("validation", ids["train"])
+    rows = {
+        split: Rows(_columns(tables[split], data, task, ids[split], recipe_dir).take(pa.array(kept)))
+        for split, kept in keep.items()
+    }
+    return Splits(rows["train"], rows.get("validation"), rows.get("test"), names)
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+def _name(data: Data, task: Task, column: str) -> str:
+    """The data's own name for a column of the task, or of the data itself."""
+    required, optional = TASK_COLUMNS[task.kind]
+    return data.columns.get(column, column) if column in (*required, *optional) else column
+
+
+def _wanted(data: Data, task: Task) -> list[Wanted]:
+    required, optional = TASK_COLUMNS[task.kind]
+    known = (*required, *optional)
+    for column in data.columns:
+        if column not in known:
+            near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise DataError(
+                f"data.columns.{column}: {task.kind} has no column {column!r}; {hint}its columns: {', '.join(known)}"
+            )
+    wanted = [
+        Wanted(_name(data, task, column), f"data.columns.{column}", column in required or column in data.columns)
+        for column in known
+    ]
+    for key in ("stratify", "dedupe"):
+        column = getattr(data.split, key)
+        if column is not None:
+            wanted.append(Wanted(_name(data, task, column), f"data.split.{key}"))
+    return wanted
+
+
+def _columns(table: Table, data: Data, task: Task, ids: Indices | None, recipe_dir: Path) -> pa.Table:
+    """The task's columns by the task's names, and ``id``."""
+    columns: dict[str, Any] = {}
+    for column in (name for names in TASK_COLUMNS[task.kind] for name in names):
+        name = _name(data, task, column)
+        if column == "label":
+            columns[column] = pa.array(ids)
+        elif name in table.columns.column_names:
+            columns[column] = table.columns[name].combine_chunks()
+    image = columns.get("image")
+    if image is not None and is_text(image.type) and not isinstance(data, ImageFolderData):
+        columns["image"] = pa.array([str(recipe_dir / path) for path in image.to_pylist()], pa.large_string())
+    return pa.table({**columns, "id": pa.array(table.ids, pa.large_string())})
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+def _check_values(table: Table, data: Data, task: Task) -> None:
+    """No null and no empty text in any column; texts are texts."""
+    for wanted in _wanted(data, task):
+        if wanted.name not in table.columns.column_names:
+            continue
+        column = table.columns[wanted.name]
+        has_texts = is_text(column.type)
+        if wanted.key.startswith("data.columns.text") and not has_texts and not pa.types.is_null(column.type):
+            raise DataError(f"{wanted.key}: column {wanted.name!r} of {table.where} holds {column.type}, no texts")
+        empty = pc.or_kleene(pc.is_null(column), pc.equal(column, "")) if has_texts else pc.is_null(column)
+        bad = np.flatnonzero(empty.to_numpy())
+        if len(bad):
+            raise DataError(
+                f"{wanted.key}: column {wanted.name!r} of {table.where} is empty in {table.named(bad)}; "
+                "fill it in, or leave these rows out"
+            )
+
+
+# --- dedupe, limit, split ---------------------------------------------------------------------------------------------
+def _codes(tables: dict[str, Table], column: str, key: str) -> dict[str, Indices]:
+    """Each split's values of a column as numbers, equal where the values are, over all splits."""
+    parts = [tables[split].columns[column] for split in tables]
+    if pa.types.is_nested(parts[0].type):
+        raise DataError(f"{key}: column {column!r} holds {parts[0].type}; a column of texts or numbers is needed")
+    if len({part.type for part in parts}) > 1:
+        raise DataError(f"{key}: column {column!r} has other types in other splits: {[str(p.type) for p in parts]}")
+    joined = pa.chunked_array([chunk for part in parts for chunk in part.chunks], type=parts[0].type)
+    encoded = pc.dictionary_encode(joined.combine_chunks())
+    codes: Indices = encoded.indices.to_numpy().astype(np.int64)
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    return dict(zip(tables, np.split(codes, ends), strict=True))
+
+
+def _dedupe(tables: dict[str, Table], column: str) -> dict[str, Indices]:
+    """Rows of each split that stay: the first of each value, and none that a split held out has."""
+    codes = _codes(tables, column, "data.split.dedupe")
+    seen: Indices = np.empty(0, np.int64)
+    keep: dict[str, Indices] = {}
+    for split in ("test", "validation", "train"):
+        if split not in codes:
+            continue
+        _, first = np.unique(codes[split], return_index=True)
+        first = np.sort(first)
+        keep[split] = first[~np.isin(codes[split][first], seen)]
+        seen = np.concatenate([seen, codes[split][first]])
+    for split, kept in keep.items():
+        if not len(kept):
+            raise DataError(
+                f"split {split} has no rows left: data.split.dedupe finds each value of {column!r} in another split too"
+            )
+    return {split: keep[split] for split in tables}
+
+
+def _strata(tables: dict[str, Table], data: Data, task: Task) -> dict[str, Indices]:
+    if data.split.stratify is None:
+        return {split: np.zeros(table.columns.num_rows, np.int64) for split, table in tables.items()}
+    return _codes(tables, _name(data, task, data.split.stratify), "data.split.stratify")
+
+
+def _limit(kept: Indices, data: Data, groups: Indices) -> Indices:
+    if data.limit is None or data.limit >= len(kept):
+        return kept
+    return kept[sample(len(kept), data.limit, (data.split.seed, LIMIT), groups)]
+
+
+def _split(kept: Indices, data: Data, task: Task, table: Table, groups: Indices) -> tuple[Indices, Indices]:
+    """(train, validation)."""
+    split = data.split
+    count = max(1, round(split.validation * len(kept)))
+    if count >= len(kept):
+        raise DataError(
+            f"data.split.validation {split.validation} of {len(kept)} rows leaves none to train on; "
+            "add rows, or set data.split.validation: 0"
+        )
+    groups = groups[kept]
+    values, sizes = np.unique(groups, return_counts=True)
+    if split.stratify is not None and sizes.min() < 2:
+        row = int(kept[np.flatnonzero(groups == values[sizes.argmin()])[0]])
+        value = table.columns[_name(data, task, split.stratify)][row].as_py()
+        advice = "raise data.limit" if data.limit is not None else "add rows of it"
+        raise DataError(
+            f"data.split.stratify: {split.stratify} {value!r} has 1 row (row {table.ids[row]} of {table.where}), "
+            f"too few for two splits; {advice}, or set data.split.stratify: null"
+        )
+    leave = 1 if split.stratify is not None else 0
+    validation = sample(len(kept), count, (split.seed, SPLIT), groups, leave)
+    return np.delete(kept, validation), kept[validation]

@@ -1,0 +1,223 @@
+"""Files, folders and hub datasets -> one table for each split, untouched.
+
+Owns what a source is made of: lists of files (read by `table_files`), folders of images, datasets of the hub. It does
+not know what a label is: renaming, ids and splitting are `data`'s. Tables are in memory; a hub dataset is mapped from
+its cache. Called by `data`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from launcher import hub_access
+from launcher.data.table_files import FORMATS, SUFFIXES, Table, Wanted, present, row_numbers
+from launcher.errors import DataError, EnvironmentProblem
+from launcher.file_locations import existing_path, matching_files
+from launcher.recipe.data import Files, HubData, ImageFolderData, TableData
+
+SPLITS = ("train", "validation", "test")
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def read(data: TableData | ImageFolderData | HubData, wanted: list[Wanted], recipe_dir: Path) -> dict[str, Table]:
+    """One table for each split that the data names; ``train`` alone when it names none.
+
+    Raises:
+        DataError: a file, folder, encoding, column or format is not what the recipe says.
+        EnvironmentProblem: the hub cannot be reached.
+    """
+    if isinstance(data, HubData):
+        return _read_hub(data, wanted)
+    if isinstance(data, ImageFolderData):
+        folders = _image_folders(data.files, recipe_dir)
+        return {split: _read_images(paths, wanted) for split, paths in folders.items()}
+    return {
+        split: _read_files(_files(files, key, recipe_dir), data, wanted)
+        for split, (files, key) in _by_split(data.files).items()
+    }
+
+
+def _by_split(files: Files) -> dict[str, tuple[list[str], str]]:
+    """Split -> (what the recipe writes, under which key)."""
+    if not isinstance(files, dict):
+        return {"train": (_as_list(files), "data.files")}
+    if "train" not in files:
+        raise DataError(f"data.files names {', '.join(files) or 'nothing'} but no train; add train: PATH")
+    return {split: (_as_list(entries), f"data.files.{split}") for split, entries in files.items()}
+
+
+def _as_list(entries: str | list[str]) -> list[str]:
+    return [entries] if isinstance(entries, str) else entries
+
+
+def _files(entries: list[str], key: str, recipe_dir: Path) -> list[Path]:
+    if not entries:
+        raise DataError(f"{key} is an empty list; give at least one path")
+    found = [path for entry in entries for path in matching_files(entry, recipe_dir, key)]
+    return list(dict.fromkeys(found))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+def _read_files(paths: list[Path], data: TableData, wanted: list[Wanted]) -> Table:
+    tables = [FORMATS[_format(data.source, path)](path, data.encoding, wanted) for path in paths]
+    if len(tables) == 1:
+        return tables[0]
+    try:
+        columns = pa.concat_tables([table.columns for table in tables], promote_options="default")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        names = ", ".join(str(path) for path in paths)
+        raise DataError(f"the files of one split differ in the type of a column: {error}; files: {names}") from error
+    ids = [f"{path.name}:{number}" for path, table in zip(paths, tables, strict=True) for number in table.ids]
+    class_names = {name: names for table in tables for name, names in table.class_names.items()}
+    return Table(columns, ids, f"{paths[0]} and {len(paths) - 1} more", class_names)
+
+
+def _format(source: str, path: Path) -> str:
+    if source != "package":
+        return source
+    try:
+        return SUFFIXES[path.suffix.lower()]
+    except KeyError:
+        raise DataError(
+            f"data.files: {path}: the suffix {path.suffix!r} tells no format; data.source package knows "
+            f"{', '.join(SUFFIXES)}; name the format as data.source instead"
+        ) from None
+
+
+# --- folders of images ------------------------------------------------------------------------------------------------
+def _image_folders(files: Files, recipe_dir: Path) -> dict[str, list[Path]]:
+    """Split -> folders that hold one folder a label."""
+    if isinstance(files, dict) or not isinstance(files, str):
+        return {
+            split: [_folder(entry, recipe_dir, key) for entry in entries]
+            for split, (entries, key) in _by_split(files).items()
+        }
+    root = _folder(files, recipe_dir, "data.files")
+    names = [path.name for path in _visible(root) if path.is_dir()]
+    if "train" not in names:
+        return {"train": [root]}
+    strange = [name for name in names if name not in SPLITS]
+    if strange:
+        raise DataError(
+            f"data.files: {root} has train/ and beside it {strange[0]}/, which is no split; the splits are "
+            f"{', '.join(SPLITS)}; or name each: files: {{train: {files}/train, validation: {files}/{strange[0]}}}"
+        )
+    return {split: [root / split] for split in SPLITS if split in names}
+
+
+def _folder(text: str, recipe_dir: Path, key: str) -> Path:
+    path = existing_path(text, recipe_dir, key)
+    if not path.is_dir():
+        raise DataError(f"{key}: {text!r} is a file; source imagefolder needs a folder with one folder a label")
+    return path
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _read_images(folders: list[Path], wanted: list[Wanted]) -> Table:
+    """Columns ``image`` (the file's path) and ``label`` (its folder's name); ids are LABEL/FILE. Hidden files pass."""
+    rows: list[tuple[str, str, str]] = []
+    for folder in folders:
+        for label in _visible(folder):
+            if not label.is_dir():
+                raise DataError(f"{label}: a file where folders of images are needed, one a label; move it away")
+            for path in sorted(label.rglob("*")):
+                if path.is_dir() or path.name.startswith("."):
+                    continue
+                if path.suffix.lower() not in IMAGE_SUFFIXES:
+                    raise DataError(f"{path} is no image; move it away (images: {' '.join(sorted(IMAGE_SUFFIXES))})")
+                rows.append((str(path), label.name, str(path.relative_to(folder))))
+    where = str(folders[0])
+    if not rows:
+        raise DataError(f"{where} holds no images; one folder a label is needed, with the images in it")
+    there = present(wanted, ["image", "label"], where)
+    values = {"image": [row[0] for row in rows], "label": [row[1] for row in rows]}
+    return Table(pa.table({name: values[name] for name in there}), [row[2] for row in rows], where)
+
+
+# --- the hub ----------------------------------------------------------------------------------------------------------
+def _read_hub(data: HubData, wanted: list[Wanted]) -> dict[str, Table]:
+    where = f"hub dataset {data.dataset}" + (f" ({data.config})" if data.config else "")
+    is_cached = hub_access.is_offline() and not Path(data.dataset).is_dir()  # a folder is `datasets`' too
+    if is_cached and hub_access.cached_commit("dataset", data.dataset, data.revision) is None:
+        raise _not_cached(data, where)  # before the import, which takes a second
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    found = _cached_hub(data, where) if is_cached else _asked_hub(data, where)
+    named: dict[str, str] = dict(data.splits.items()) or {split: split for split in SPLITS if split in found}
+    asked = {"train": "train", **named}
+    for ours, theirs in asked.items():
+        if theirs not in found:
+            raise DataError(f"data.splits.{ours}: {where} has no split {theirs!r}; it has: {', '.join(found)}")
+    return {split: _hub_split(found[theirs], wanted, where) for split, theirs in asked.items()}
+
+
+def _asked_hub(data: HubData, where: str) -> Any:
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(data.dataset, data.config, revision=data.revision)
+        if builder.name == "cache":  # the library gave the hub up, and would take what it prepared last
+            return _cached_hub(data, where)
+        builder.download_and_prepare()
+        return builder.as_dataset()
+    except Exception as error:
+        if refused := hub_access.refusal(error, "data.dataset", data.dataset, data.revision):
+            raise refused from error
+        if hub_access.is_unreachable(error):
+            raise EnvironmentProblem(
+                f"data.dataset: {where}: the hub cannot be reached and its cache has no copy; go online once to fill "
+                f"it ({str(error).splitlines()[0]})"
+            ) from error
+        if isinstance(error, (FileNotFoundError, datasets.exceptions.DatasetsError)):
+            raise DataError(f"data.dataset: {where}: {error}") from error
+        if isinstance(error, ValueError):  # an unknown configuration
+            raise DataError(f"data.config: {where}: {error}") from error
+        raise
+
+
+def _cached_hub(data: HubData, where: str) -> Any:
+    """What an earlier run prepared of this very revision; without the hub `datasets` itself takes any, the newest."""
+    import datasets
+    from datasets.naming import camelcase_to_snakecase
+    from datasets.packaged_modules.cache.cache import Cache
+
+    *owner, name = data.dataset.split("/")
+    root = Path(datasets.config.HF_DATASETS_CACHE) / "___".join([*owner, camelcase_to_snakecase(name)])
+    commit = hub_access.cached_commit("dataset", data.dataset, data.revision)
+    prepared = sorted(root.glob(f"{data.config or '*'}/*/{commit}")) if commit else []
+    if not prepared:
+        raise _not_cached(data, where)
+    config, version, _ = prepared[0].parts[-3:]
+    if len(prepared) > 1:
+        raise DataError(
+            f"data.config: {where}: its cache holds {', '.join(path.parts[-3] for path in prepared)}; name one"
+        )
+    return Cache(repo_id=data.dataset, dataset_name=name, config_name=config, version=version, hash=commit).as_dataset()
+
+
+def _not_cached(data: HubData, where: str) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"data.dataset: {where}: the hub cannot be reached and its cache has no copy of revision "
+        f"{data.revision or 'main'}; go online once to fill it"
+    )
+
+
+def _hub_split(dataset: Any, wanted: list[Wanted], where: str) -> Table:
+    import datasets
+
+    there = present(wanted, dataset.column_names, where)
+    dataset = dataset.select_columns(there)
+    features = dataset.features
+    for name in there:
+        if isinstance(features[name], datasets.Image):
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))  # the task decodes, in its own thread
+    names = {name: features[name].names for name in there if isinstance(features[name], datasets.ClassLabel)}
+    return Table(dataset.data.table, row_numbers(len(dataset)), where, names)

@@ -1,0 +1,16 @@
+"""Models: what they are made of, built without weights or with, and what a forward of one keeps.
+
+loading                  a recipe's model -> its facts, an empty module, one with weights
+architecture             the blocks in depth order, the head, what is tied
+transformers_source, transformers_models, transformers_processors, torchvision_models
+                         the two libraries that models come from
+image_spec               how an image becomes a tensor
+weights                  safetensors, whole or sharded, into a module and out of it
+head_init, dropout       what a recipe may ask of either
+recompute                gradient checkpointing; alike_blocks: blocks that cost the same
+activations, flops       bytes kept and operations done in a forward, counted on fake tensors
+"""
+
+from launcher.models.loading import DEFAULT_SEED, configuration, facts, materialise, outline, processor, skeleton
+
+__all__ = ["DEFAULT_SEED", "configuration", "facts", "materialise", "outline", "processor", "skeleton"]

@@ -1,0 +1,36 @@
+"""The plan: recipe + cluster + facts of model and data -> everything resolved, and what it costs.
+
+data_facts, parameters   what a plan must know of the data and of the model
+run_plan                 batch arithmetic, steps, precision, groups and rates; nothing is defaulted after it
+micro_size               the sizes there are, and the smaller ones after a shortage of memory
+fit                      what one way to train a stage takes, against what there is
+search                   the fastest way that fits; ways: those near it when none does
+assumed                  the facts where the data are not here
+table, memory_table, memory_plot   what `thawline plan` shows
+"""
+
+from launcher.plan.run_plan import (
+    LARGEST_AUTO_MICRO_SIZE,
+    BatchPlan,
+    GroupPlan,
+    Planned,
+    RunPlan,
+    StagePlan,
+    plan_json,
+    resolve,
+    resolve_batch,
+    resolve_precision,
+)
+
+__all__ = [
+    "LARGEST_AUTO_MICRO_SIZE",
+    "BatchPlan",
+    "GroupPlan",
+    "Planned",
+    "RunPlan",
+    "StagePlan",
+    "plan_json",
+    "resolve",
+    "resolve_batch",
+    "resolve_precision",
+]

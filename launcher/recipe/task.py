@@ -1,0 +1,79 @@
+"""The kinds of task, and the model that learns one.
+
+Each kind says which columns it reads (what `data.columns` may rename) and which metrics `evaluate.best` may name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from launcher.recipe.types import PositiveInt, Probability, Strict
+
+TASKS_NOT_BUILT_YET = (
+    "token-classification", "question-answering", "sft", "seq2seq", "masked-lm", "object-detection",
+    "semantic-segmentation", "audio-classification", "speech-recognition", "autoencoder",
+)  # fmt: skip
+
+CLASSIFICATION_METRICS = ("accuracy", "f1", "precision", "recall", "loss")
+
+
+class TextClassification(Strict):
+    """One label for a text, or for a pair of texts. Columns: text, text_pair (optional), label."""
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
+    METRICS: ClassVar[tuple[str, ...]] = CLASSIFICATION_METRICS
+    kind: Literal["text-classification"]
+    labels: list[str] | None = None
+    """Label names in the order of their ids. None: the distinct values of the training split, sorted."""
+
+
+class ImageClassification(Strict):
+    """One label for an image. Columns: image, label."""
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("image", "label")
+    METRICS: ClassVar[tuple[str, ...]] = CLASSIFICATION_METRICS
+    kind: Literal["image-classification"]
+    labels: list[str] | None = None
+    """Label names in the order of their ids. None: the distinct values of the training split, sorted."""
+    augment: Literal["none", "flip", "randaugment"] = "none"
+    """Transforms of the training images only; evaluation never augments."""
+    image_size: PositiveInt | None = None
+    """Side of the square image in pixels. None: what the model's processor or the torchvision weights say."""
+
+
+class CausalLM(Strict):
+    """Predict the next token. Columns: text."""
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("text",)
+    METRICS: ClassVar[tuple[str, ...]] = ("loss", "perplexity")
+    kind: Literal["causal-lm"]
+
+
+Task = Annotated[TextClassification | ImageClassification | CausalLM, Field(discriminator="kind")]
+
+
+class Head(Strict):
+    """The task's output layer."""
+
+    init: Literal[
+        "default", "normal", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "zeros"
+    ] = "default"
+    """How a new head is initialised; ``default`` is the model library's own way. Biases become zero in the others."""
+
+
+class Model(Strict):
+    """Which model, and the weights it starts from."""
+
+    source: str = Field(min_length=1)
+    """Hub id, folder, ``package:IMPORT/PATH`` inside an installed package, or ``torchvision:NAME``."""
+    revision: str | None = None
+    """Commit, branch or tag on the hub."""
+    weights: str = "pretrained"
+    """``pretrained``, ``random``, or for torchvision the path of a state dict."""
+    gguf_file: str | None = None
+    """Name of the GGUF file inside the model's folder, when the weights are in one."""
+    head: Head = Head()
+    dropout: Probability | None = None
+    """Set: overrides every dropout probability of the model."""
