@@ -151,6 +151,8 @@ def newest(run_dir: RunDir, say: Callable[[str], None] = log.warning) -> Saved |
         aside = folder.with_name(DAMAGED + folder.name)
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
+    if damaged and saved:
+        write_atomic(run_dir.latest, saved.folder.name + "\n")
     return saved
 
 
@@ -198,7 +200,7 @@ def retain(run_dir: RunDir, keep: int, protected: set[str]) -> None:
 
 
 def clear_unfinished(run_dir: RunDir) -> None:
-    """Delete what an interrupted `write` or `retain` left, and what was found damaged in an earlier start.
+    """Delete what an interrupted `write` or `retain` left, and what was found damaged once the run is past it.
 
     A folder that a replacement had moved out of the way comes back if its successor was not named yet. Called by the
     first rank alone, before `newest`.
@@ -207,8 +209,12 @@ def clear_unfinished(run_dir: RunDir) -> None:
         name = run_dir.checkpoints / folder.name.removeprefix(TEMPORARY + OLD)
         if not name.exists():
             folder.rename(name)
-    for leftover in (TEMPORARY, DAMAGED):
-        for folder in run_dir.checkpoints.glob(leftover + "*"):
+    for folder in run_dir.checkpoints.glob(TEMPORARY + "*"):
+        shutil.rmtree(folder)
+    whole = _names(run_dir)
+    for folder in run_dir.checkpoints.glob(DAMAGED + "*"):
+        of = parse_checkpoint(folder.name.removeprefix(DAMAGED))
+        if of and whole and whole[-1] >= of:  # until then another version, or a disk that is mended, may read it
             shutil.rmtree(folder)
 
 

@@ -98,7 +98,10 @@ def plan(
         raise UserError("--compare shows the plan for the cluster of that run, as a table: leave out the other options")
     checked, origins = reading.load_with_origins(recipe, overrides or ())
     if compare:
-        machines = session.read_plan(compare).cluster
+        from launcher.plan.saved import read_plan
+        from launcher.run_dir import RunDir
+
+        machines = read_plan(RunDir(compare)).cluster
     else:
         machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks, gpu_kind, node_disk)
     hub_access.stay_offline_if_unreachable(checked)

@@ -1,7 +1,7 @@
 """The facts about the hardware: nodes, GPUs, memory. From this machine, from a launcher's environment, or from flags.
 
 Owns `Cluster`. Refuses to import torch: GPUs are counted with ``nvidia-smi``, so that planning stays quick and needs no
-driver. `cli` and `worker` call it; `plan` and `memory` read the result.
+driver. `cli` and `worker` call it; `plan` and `costs.memory` read the result.
 """
 
 from __future__ import annotations

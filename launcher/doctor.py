@@ -49,7 +49,7 @@ def examine(ranks: int | None = None) -> Iterator[Finding]:
     for line in preflight.problems([preflight.look()], machine.ranks_per_node, machine.gpus_per_node):
         yield Finding("machine", line, is_well=False)
     yield _compilers()
-    yield _own_disk()
+    yield _own_disk(machine)
     yield _rendezvous(machine)
     if "SLURM_JOB_NODELIST" in os.environ:
         yield _nodes(machine)
@@ -67,10 +67,13 @@ def _compilers() -> Finding:
     return Finding("compilers", f"{', '.join(programs)} are there")
 
 
-def _own_disk() -> Finding:
+def _own_disk(machine: Cluster) -> Finding:
     """Whether ``offload: nvme`` would work here; it is no fault if not, since few recipes ask for it."""
     where = nvme.base(None)
-    if missing := nvme.missing_library():
+    missing = nvme.missing_library() or (nvme.missing_toolkit() if machine.gpus_per_node else None)
+    if missing is None and not where.is_dir():
+        missing = f"{where} is not there; set TMPDIR"
+    if missing:
         return Finding("own disk", f"offload: nvme cannot be used: {missing}")
     if (kind := nvme.file_system(where)) in nvme.SHARED_MEMORY:
         return Finding(

@@ -1,7 +1,7 @@
 """From what a recipe writes to files that are there.
 
 Owns paths, globs and ``package:IMPORT/PATH``; packages are found, never imported. Refuses to return nothing: a name
-that leads nowhere is an error with the names that are near. Called by `sources` and `models`.
+that leads nowhere is an error with the names that are near. Called by `data.sources` and `models`.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ SILENT_AFTER_S = 180.0
 another node's writes up to a minute late."""
 FIRST_WITHIN_S = 300.0
 """What a rank has at least for its first sign: its launcher imports torch before, from a disk that many share."""
+TRANSFER_BYTES = 2**20
+"""From one sign to the next; a sign itself takes a few hundred."""
 MOST_NAMED = 8
 _PACKAGE = str(Path(__file__).parent)
 _ticks = 0
@@ -42,7 +44,7 @@ class Beat:
     """How often it has written."""
     moves: int
     """How often its main thread was found elsewhere than before, or had done a step meanwhile, or the process had read
-    or written a mebibyte: a large checkpoint is one call that lasts."""
+    or written `TRANSFER_BYTES`: a large checkpoint is one call that lasts."""
     where: str
     """Where its main thread stands."""
     is_over: bool = False
@@ -67,7 +69,8 @@ class Heart:
         folder.mkdir(parents=True, exist_ok=True)
         self._file, self._every_s = folder / f"rank-{rank}", every_s(hang_timeout_s)
         self._main = threading.get_ident()
-        self._beats = self._moves = 0
+        self._beats = self._moves = self._transfers = 0
+        self._moved_bytes = _bytes_moved()
         self._last: object = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -87,7 +90,10 @@ class Heart:
 
     def _write(self, *, is_over: bool = False) -> None:
         frame = sys._current_frames().get(self._main)
-        now = (_ticks, _mebibytes_moved(), *((id(one.f_code), one.f_lasti) for one in _stack(frame)))
+        moved = _bytes_moved()
+        self._transfers += moved - self._moved_bytes >= TRANSFER_BYTES  # its own few do not add up to one
+        self._moved_bytes = moved
+        now = (_ticks, self._transfers, *((id(one.f_code), one.f_lasti) for one in _stack(frame)))
         if now != self._last:
             self._last, self._moves = now, self._moves + 1
         self._beats += 1
@@ -98,13 +104,13 @@ class Heart:
             return
 
 
-def _mebibytes_moved() -> int:
+def _bytes_moved() -> int:
     """What this process has read and written by now, to files mostly: the ranks' own messages are not counted."""
     try:
         counted = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     except OSError:
         return 0
-    return (int(counted["rchar"]) + int(counted["wchar"])) >> 20
+    return int(counted["rchar"]) + int(counted["wchar"])
 
 
 def _stack(frame: FrameType | None) -> list[FrameType]:

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher import data, hub_access, prediction_inputs, session, tasks
+from launcher import data, hub_access, prediction_inputs, tasks
 from launcher.data.batches import evaluation_batches
 from launcher.errors import UserError
 from launcher.evaluation import evaluate as measure
 from launcher.export import load_export
 from launcher.plan import RunPlan
+from launcher.plan.saved import read_plan
 from launcher.recipe import ImageClassification
 from launcher.run_dir import RunDir
 from launcher.tasks import BoundTask
@@ -32,7 +33,7 @@ def evaluate(run_dir: RunDir, split: str = "validation") -> dict[str, float]:
     Raises:
         UserError: no such split, or the run has exported nothing yet.
     """
-    plan = session.read_plan(run_dir.path)
+    plan = read_plan(run_dir)
     module, task = _loaded(run_dir, plan)
     recipe = plan.recipe
     hub_access.stay_offline_if_unreachable(recipe)
@@ -56,7 +57,7 @@ def predict(run_dir: RunDir, inputs: Sequence[str]) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: the run has exported nothing yet, or an input cannot be read.
     """
-    plan = session.read_plan(run_dir.path)
+    plan = read_plan(run_dir)
     if isinstance(plan.recipe.task, ImageClassification):
         rows = prediction_inputs.image_rows(inputs)
     else:

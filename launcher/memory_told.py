@@ -1,7 +1,7 @@
 """What is said when memory runs out in a stage: where, in which micro size, what the plan expected, what to do.
 
-Owns the turn from a library's error to `errors.OutOfMemory`. What then becomes of the stage is `micro_size`'s. Called
-by `walk` around a stage, and by `train` around each step and evaluation.
+Owns the turn from a library's error to `errors.OutOfMemory`. What then becomes of the stage is `plan.micro_size`'s.
+Called by `walk` around a stage, and by `train` around each step and evaluation.
 """
 
 from __future__ import annotations

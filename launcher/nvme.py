@@ -1,8 +1,9 @@
 """The folder of a node's own disk that ``offload: nvme`` swaps to, and what a machine must have to swap at all.
 
 Owns where a run's swap files lie, and the looks at compiler, library, file system and free space, each of which ends in
-words that say what to do. Imports no torch: `doctor` and the plan look before any rank is started, `backends.zero` once
-more before it builds an engine. Writes nothing but the folder and a probe in it; the files are DeepSpeed's.
+words that say what to do. Imports no torch: `doctor` and the plan of this machine look before any rank is started,
+`backends.zero_nvme` once more before it builds an engine. Writes nothing but the folder and a probe in it; the files
+are DeepSpeed's.
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ def require(
         )
     disk, mine = folder.parent, rank_folder(folder, rank)
     try:
-        remove(folder, rank)
-        mine.mkdir(parents=True)
+        shutil.rmtree(mine, ignore_errors=True)
+        _make(mine)
         _write_direct(mine / "probe")
     except OSError as error:
         reason = f"{disk} ({file_system(disk)}) cannot be written with O_DIRECT: {error.strerror}"
@@ -133,6 +134,16 @@ def require(
             f"there; make room, or {OTHER}"
         )
     return folder
+
+
+def _make(folder: Path) -> None:
+    """Though another rank may take an empty folder above away at the same moment. Raises: OSError."""
+    for _ in range(20):
+        try:
+            return folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:
+            continue
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def remove(folder: Path, rank: int) -> None:
@@ -152,8 +163,16 @@ def free_bytes(path: str | None) -> int:
 
 
 def here() -> int | None:
-    """Free bytes where a run would swap to if its recipe says nothing; None: this machine cannot swap at all."""
-    return None if missing_library() or file_system(base(None)) in SHARED_MEMORY else free_bytes(None)
+    """Free bytes where a run on GPUs would swap to if its recipe says nothing; None: this node cannot swap at all."""
+    if not base(None).is_dir() or missing_toolkit() or missing_library():
+        return None
+    return None if file_system(base(None)) in SHARED_MEMORY else free_bytes(None)
+
+
+def missing_toolkit() -> str | None:
+    """Why DeepSpeed cannot compile for a GPU's node, which its operator for swapping is part of; None if it can."""
+    found = os.environ.get("CUDA_HOME") or shutil.which("nvcc") or next(Path("/usr/local").glob("cuda*"), None)
+    return None if found else "the CUDA toolkit is missing (nvcc): install that of torch's release, or set CUDA_HOME"
 
 
 def file_system(folder: Path) -> str:

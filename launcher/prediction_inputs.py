@@ -41,14 +41,22 @@ def text_rows(inputs: Sequence[str], data: Data, *, is_pair: bool) -> list[dict[
     return [row for given in inputs for row in _rows_of(given, data, is_pair)]
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # longer than a name may be
+        return False
+
+
 def _rows_of(given: str, data: Data, is_pair: bool) -> list[dict[str, Any]]:
     path = Path(given)
-    if path.suffix.lower() in SUFFIXES and not any(map(str.isspace, given)) and not path.is_file():
+    is_file = _is_file(path)
+    if path.suffix.lower() in SUFFIXES and not any(map(str.isspace, given)) and not is_file:
         raise UserError(
             f"{given!r} does not exist; paths start from the working folder, {Path.cwd()} (a text that ends with "
             f"{path.suffix} goes into a file of texts)"
         )
-    if path.suffix.lower() in SUFFIXES and len(given) < 4096 and path.is_file():
+    if path.suffix.lower() in SUFFIXES and is_file:
         return _rows_of_file(path, data, is_pair)
     if is_pair:
         raise UserError(

@@ -13,6 +13,7 @@ from launcher.errors import UserError
 from launcher.memory_record import MemoryRecord, read_all
 from launcher.plan import RunPlan, StagePlan, measured_time, micro_size
 from launcher.plan.measured_time import Record
+from launcher.plan.saved import read_plan
 from launcher.run_dir import RunDir, write_atomic
 from launcher.status import Status, duration, event_words, number, read_status
 
@@ -35,7 +36,7 @@ def write(run: RunDir) -> str:
     status = read_status(run)
     if not run.plan.is_file():
         raise UserError(f"{run.path}: has no plan.json yet, so there is nothing to report")
-    plan = RunPlan.model_validate_json(run.plan.read_bytes())
+    plan = read_plan(run)
     write_atomic(run.report, _page(run, status, plan, measured_time.read(run)))
     return str(run.report)
 

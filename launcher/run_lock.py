@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from launcher import orphans
+from launcher import heartbeat, orphans
 from launcher.errors import StoppedEarly, UserError
 from launcher.run_dir import RunDir
 from launcher.stop import ATTEMPT
@@ -64,3 +64,4 @@ def _lock(file: IO[str], patience_s: float) -> None:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(1)
+            heartbeat.tick()  # it waits, and does not hang

@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from launcher import cluster as clusters
 from launcher import hub_access, orphans, rank_error, run_lock, split_stages
 from launcher.cluster import Cluster
 from launcher.errors import UserError
 from launcher.plan import RunPlan, free_space
+from launcher.plan.saved import read_plan
 from launcher.recipe import Recipe, differences, reading
 from launcher.run_dir import RunDir, parse_checkpoint, write_atomic
 from launcher.status import new_status, read_status, write_status
@@ -142,17 +141,6 @@ def open_run(recipe_path: Path, overrides: Sequence[str] = (), run_dir: Path | N
     return Session(run.path, plan, "new")
 
 
-def read_plan(run_dir: Path) -> RunPlan:
-    """The plan of the run in a folder.
-
-    Raises: UserError when there is none, or it is another version's.
-    """
-    run = RunDir(run_dir)
-    if not run.plan.is_file():
-        raise UserError(f"{run_dir} is no run: it has no plan.json; start one with `thawline run RECIPE`")
-    return _read_plan(run)
-
-
 def make_way(
     run: RunDir, recipe: Recipe, nodes: int, ranks_per_node: int, *, is_split: bool = False, varies: bool = False
 ) -> None:
@@ -171,7 +159,7 @@ def make_way(
     if _is_replaceable(run, recipe):
         _clear(run)
         return
-    plan = _read_plan(run)
+    plan = read_plan(run)
     planned = plan.cluster
     if (is_split or varies) and split_stages.is_for_any_ranks(run, plan):
         return
@@ -217,13 +205,13 @@ def _is_replaceable(run: RunDir, recipe: Recipe) -> bool:
 
     Raises: UserError when it is another recipe's and has a checkpoint or is finished, or another process is at it.
     """
-    found = differences.between(_read_plan(run).recipe, recipe)
+    found = differences.between(read_plan(run).recipe, recipe)
     if not found:
         return False
     if not _has_saved(run):
         run_lock.take(run)
         # Who held the lock may have written until it was ours.
-        found = differences.between(_read_plan(run).recipe, recipe)
+        found = differences.between(read_plan(run).recipe, recipe)
         if not found or not _has_saved(run):
             return bool(found)
     lines = "\n".join(f"  {line}" for line in found)
@@ -255,11 +243,11 @@ def _has_saved(run: RunDir) -> bool:
 
 def _reopened(run: RunDir, ranks: int | None, from_environment: bool) -> Session:
     if run.status.is_file() and read_status(run).state == "finished":
-        return Session(run.path, _read_plan(run), "finished")
+        return Session(run.path, read_plan(run), "finished")
     run_lock.take(run)  # what follows may write the plan anew
-    plan = _read_plan(run)
+    plan = read_plan(run)
     if from_environment:
-        plan = split_stages.planned_for(run, plan, _cluster(ranks, from_environment))
+        plan = split_stages.planned_for(run, plan, clusters.with_own_disk(_cluster(ranks, from_environment)))
     _refuse_other_cluster(run, plan, ranks, from_environment)
     hub_access.stay_offline_if_unreachable(plan.recipe)
     _announce(run, plan, orphans.launcher_pid() if from_environment else os.getpid())
@@ -301,15 +289,3 @@ def _cluster(ranks: int | None, from_environment: bool) -> Cluster:
 def _announce(run: RunDir, plan: RunPlan, launcher_pid: int | None) -> None:
     run.create()
     write_status(run, new_status(run, plan.recipe.name, len(plan.stages), plan.cluster.ranks, launcher_pid))
-
-
-def _read_plan(run: RunDir) -> RunPlan:
-    try:
-        return RunPlan.model_validate_json(run.plan.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"{run.plan} is not a plan of this version of thawline: {where}: {first['msg']}; "
-            "go on with the version that wrote it, or start anew in another --run-dir"
-        ) from error

@@ -129,7 +129,7 @@ def set_modes(module: nn.Module, stage: StagePlan) -> None:
     A module trains if any parameter in it does. One without parameters, such as a dropout, goes with the nearest module
     around it that has some: so dropout is off inside a frozen block and on in the one above it that trains.
     Norms with running statistics follow ``stage.batch_norm``. A language model keeps no keys and values of the tokens
-    it has seen: nothing is generated, and a block that runs twice (`recompute`) would add its own twice.
+    it has seen: nothing is generated, and a block that runs twice (`models.recompute`) would add its own twice.
     """
     batch_norm = stage.settings.batch_norm
     for child, trains in _trains(module).items():

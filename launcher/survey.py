@@ -40,7 +40,7 @@ class Survey:
     model: ModelFacts
     count: fit.Count
     assumptions: list[str]
-    """What was taken for granted because the hub could not be asked; see `assumed`."""
+    """What was taken for granted because the hub could not be asked; see `plan.assumed`."""
 
     def draw(self, path: Path) -> None:
         """Write a picture of the memory of each stage under each strategy; see `memory_plot.draw`."""
@@ -66,7 +66,7 @@ def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins
 def foresee(
     recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins, model_config: Path | None = None
 ) -> Iterator[Survey]:
-    """As `prepare`, for looking alone: where the hub cannot be reached, what `assumed` knows takes its place.
+    """As `prepare`, for looking alone: where the hub cannot be reached, what `plan.assumed` knows takes its place.
 
     Args:
         model_config: a config.json to take instead of the model's own.

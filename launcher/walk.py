@@ -6,6 +6,9 @@ Called by `worker`; calls `train` for each stage. All ranks take the same way, d
 from __future__ import annotations
 
 import logging
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,10 +20,7 @@ from launcher.distributed import Runtime
 from launcher.errors import EnvironmentProblem, FollowsFirst, UserError
 from launcher.memory_told import memory_told
 from launcher.models.weights import named_state, write_weights
-from launcher.plan import (
-    RunPlan,
-    free_space,  # fmt: skip
-)
+from launcher.plan import RunPlan, free_space
 from launcher.run import Run
 from launcher.run_dir import RunDir
 from launcher.session import Session
@@ -81,9 +81,13 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
             f"planned for {plan.cluster}, but torch {torch.__version__} computes on {runtime.device.type} here; "
             "check the driver and that torch is a CUDA build, or hide the GPUs with CUDA_VISIBLE_DEVICES= and plan anew"
         )
-    for sharding in (stage.settings.sharding for stage in plan.stages):
-        if sharding.offload == "nvme" and runtime.local_rank == 0:  # now, and not when that stage's turn has come
-            nvme.look(sharding.nvme_path, run_dir.path)
+    swapped = {
+        stage.settings.sharding.nvme_path
+        for stage in split_stages.of_this_job(plan)
+        if stage.settings.sharding.offload == "nvme"
+    }
+    for path in swapped if runtime.local_rank == 0 else ():  # now, and not when that stage's turn has come
+        shutil.rmtree(nvme.look(path, run_dir.path), ignore_errors=True)  # a killed attempt's, whatever ranks it had
     recipe, recipe_dir = plan.recipe, Path(plan.recipe_dir)
     # All ranks or none, or they might read other versions.
     if any(runtime.gather(hub_access.is_offline() or hub_access.is_lost(recipe))):
@@ -104,7 +108,7 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
     resumed_from = (saved.position.stage_index, saved.position.step) if saved else None
     tracker = open_tracker(run_dir, plan, runtime.is_first, resumed_from)
     run = Run(plan, run_dir, runtime, splits, task, tracker, stop)
-    with tracker:
+    with tracker, _nothing_left(swapped, run):
         for line in damaged:
             tracker.say(line)
         if narrow := free_space.warning(plan, run_dir):
@@ -117,6 +121,16 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
             where = f"stage {at.stage} is done" if at.is_stage_end else f"stage {at.stage} stands at step {at.step}"
             tracker.finished("stopped", f"{where}; what follows is another job's")
         runtime.barrier()
+
+
+@contextmanager
+def _nothing_left(paths: Iterable[str | None], run: Run) -> Iterator[None]:
+    """Take this rank's swap files away, however the work ends."""
+    try:
+        yield
+    finally:
+        for path in paths:
+            nvme.remove(nvme.swap_folder(path, run.run_dir.path), run.runtime.rank)
 
 
 def first_checkpoint(run: Run) -> Saved:

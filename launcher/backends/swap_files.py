@@ -5,7 +5,7 @@ sub-group into memory, state that an optimizer is given before its first step, a
 the files into the checkpoint, but neither the step counts nor the state of sub-groups too small to be swapped, and its
 ``load_checkpoint`` brings back no state that a client optimizer makes in its first step (deepspeed/runtime/engine.py,
 ``zero_nvme_offload_optimizer``; swap_tensor/optimizer_utils.py, ``_get_state_tensors``): a resumed run would begin with
-zero moments. Refuses nothing: `launcher.nvme` has looked at the machine before. Used by `zero` alone.
+zero moments. Refuses nothing: `launcher.nvme` has looked at the machine before. Used by `zero_nvme` alone.
 """
 
 from __future__ import annotations

@@ -7,13 +7,16 @@ et al., "ZeRO-Infinity", 2021). Parameters' shards and gradients are in host mem
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from accelerate import Accelerator
+from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from launcher import nvme
@@ -34,21 +37,28 @@ def build(parts: Parts) -> Engine:
     first = runtime.rank - runtime.local_rank
     largest = max(group.parameters for group in stage.groups) // runtime.ranks
     sub_group = min(largest, memory.SWAP_SUB_GROUP_ELEMENTS)  # but for what its last parameter adds
+    _load_operator()
     folder = nvme.require(
         stage.settings.sharding.nvme_path, parts.run_dir, stage.memory.nvme_bytes if stage.memory else 0,
         range(first, first + on_this_node), runtime.rank,
         buffer_bytes=memory.SWAP_BUFFERS * memory.FP32_BYTES * sub_group,
     )  # fmt: skip
     runtime.barrier()  # nobody writes before all have looked at what is free
-    try:
-        built = NvmeEngine(*wrapped(parts, deepspeed_config(stage, folder)), parts, folder)
-    except ImportError as error:  # the operator was compiled elsewhere, against a library that is not here
-        raise EnvironmentProblem(
-            f"sharding.offload: nvme: DeepSpeed's async_io operator does not load: {error}"
-        ) from error
+    built = NvmeEngine(*wrapped(parts, deepspeed_config(stage, folder)), parts, folder)
     if stage.settings.precision != "fp32":
         built.restore_masters(parts)
     return built
+
+
+def _load_operator() -> None:
+    """Raises: EnvironmentProblem when DeepSpeed's operator cannot be compiled or loaded on this node."""
+    try:
+        with redirect_stdout(sys.stderr):  # it prints what it compiles
+            get_accelerator().create_op_builder("AsyncIOBuilder").load(verbose=False)
+    except Exception as error:  # of a compiler, ninja, the CUDA toolkit, the dynamic linker: each has its own type
+        raise EnvironmentProblem(
+            f"{nvme.NAME}: DeepSpeed's async_io operator cannot be built or loaded here: {error}"
+        ) from error
 
 
 class NvmeEngine(ZeroEngine):

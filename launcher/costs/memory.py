@@ -1,8 +1,8 @@
 """How many bytes of model states a rank holds: parameters, gradients, masters, optimizer state, buffers.
 
-Owns the arithmetic, as pure functions of numbers. It knows no recipe, no model and no torch: `fit` brings the numbers
-of a stage, `costs.peak` adds what depends on the batch. Every formula names what it was read from; those of the model
-states are compared with the bytes that real ranks hold in tests/integration/test_memory.py.
+Owns the arithmetic, as pure functions of numbers. It knows no recipe, no model and no torch: `plan.fit` brings the
+numbers of a stage, `costs.peak` adds what depends on the batch. Every formula names what it was read from; those of the
+model states are compared with the bytes that real ranks hold in tests/integration/test_memory.py.
 
 "DeepSpeed" below is deepspeed 0.19.8 under the configuration of `backends.zero`: its defaults, contiguous gradients,
 ``overlap_comm`` from stage 2 on, fp32 gradient accumulation for bf16 from stage 2 on.

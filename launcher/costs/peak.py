@@ -1,7 +1,7 @@
 """The peak of a rank's memory over one step: model states, activations, the loss and what is not counted.
 
 Owns the moments in which most is alive, the margins, and the numbers that go into the plan. Pure, as `memory`, whose
-model states it adds to; `activations` counts what it needs of the forward pass.
+model states it adds to; `models.activations` counts what it needs of the forward pass.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How long an optimizer step takes: compute, links, recomputation, the optimizer, offload. A stated model, no promise.
 
 Owns the cost model by which ``auto`` tells the faster of two ways, and the words in which its assumptions are told.
-Pure functions of numbers: `search` brings them. Every constant names what it was read from, or says that it is assumed.
-Not modelled: data that is late, evaluations, checkpoints, the start-up of a run, memory-bound kernels one by one (the
-share of the peak that is reached stands for them).
+Pure functions of numbers: `plan.search` brings them. Every constant names what it was read from, or says that it is
+assumed. Not modelled: data that is late, evaluations, checkpoints, the start-up of a run, memory-bound kernels one by
+one (the share of the peak that is reached stands for them).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LOOPBACK = 2.0e9
 
 @dataclass(frozen=True)
 class Work:
-    """Arithmetic of one micro-batch, in floating-point operations; see `flops`."""
+    """Arithmetic of one micro-batch, in floating-point operations; see `models.flops`."""
 
     forward: float = 0.0
     backward: float = 0.0

@@ -2,7 +2,7 @@
 
 Owns the general rules by which blocks and heads are found in any transformers or torchvision model; there is no table
 of models. Looks at names, classes and shapes only, so a model on the meta device will do. Called by `models`; the
-pattern language over these facts is `parameters`.
+pattern language over these facts is `plan.parameters`.
 """
 
 from __future__ import annotations

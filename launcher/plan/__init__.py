@@ -6,6 +6,8 @@ micro_size               the sizes there are, and the smaller ones after a short
 fit                      what one way to train a stage takes, against what there is
 search                   the fastest way that fits; ways: those near it when none does
 assumed                  the facts where the data are not here
+saved                    the plan of a run's folder; measured_time: its estimates against what was measured
+free_space               checkpoints against the file system of the run's folder
 table, memory_table, memory_plot   what `thawline plan` shows
 """
 

@@ -1,8 +1,8 @@
 """Whether a stage fits the memory there is, and how long its step takes.
 
-Owns the way from a planned stage to `memory`'s and `step_time`'s numbers, and the verdict in words. Pure: `survey`
-hands it a function that counts activations. `search` chooses by it what is ``auto``; `ways` what else would fit.
-Refuses no run: an estimate is told, and ``thawline plan`` alone makes an exit code of it.
+Owns the way from a planned stage to `costs.memory`'s and `costs.step_time`'s numbers, and the verdict in words. Pure:
+`survey` hands it a function that counts activations. `search` chooses by it what is ``auto``; `ways` what else would
+fit. Refuses no run: an estimate is told, and ``thawline plan`` alone makes an exit code of it.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ def verdict(stage: StagePlan, cluster: Cluster, facts: ModelFacts, count: Count,
 def judge(stage: StagePlan, cluster: Cluster, facts: ModelFacts, counted: Activations) -> Verdict:
     """The same, of a micro-batch that has been counted."""
     found, time = stage_memory(stage, cluster, facts, counted), stage_time(stage, cluster, facts, counted.work)
+    if stage.settings.sharding.nvme_path is not None:  # another disk than the one that was looked at
+        cluster = cluster.model_copy(update={"nvme_bytes": None})
     fits, why, missing = _compared(found, cluster)
     return Verdict(found, fits, why, time, missing)
 

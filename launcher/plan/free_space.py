@@ -1,4 +1,4 @@
-"""Whether a run's checkpoints find room where its folder is: `disk`'s bytes against what the file system has free.
+"""Whether a run's checkpoints find room where its folder is: `costs.disk`'s bytes against what is free there.
 
 Owns the comparison and its words. Looks at sizes of files alone; a quota that the file system does not tell is not
 seen. Called before a run starts, by ``thawline plan`` and by `session`, and by `walk` whenever its ranks start.

@@ -14,7 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from launcher.errors import UserError
 from launcher.plan.run_plan import RunPlan, StagePlan
+from launcher.plan.saved import read_plan
 from launcher.run_dir import RunDir
 
 Record = Mapping[str, Any]
@@ -27,7 +29,7 @@ class Timed(BaseModel):
 
     stage: str
     estimated: float
-    """By the plan's cost model: see `step_time`."""
+    """By the plan's cost model: see `costs.step_time`."""
     measured: float
     """See `step_seconds`."""
 
@@ -57,7 +59,10 @@ def of_run(run: RunDir) -> list[Timed]:
     """Of each stage that has steps behind it and an estimate; none before there is a plan."""
     if not run.plan.is_file() or not (records := read(run)):
         return []
-    return timed(RunPlan.model_validate_json(run.plan.read_bytes()), records)
+    try:
+        return timed(read_plan(run), records)
+    except UserError:  # another version's: where the run stands is told all the same
+        return []
 
 
 def timed(plan: RunPlan, records: Sequence[Record]) -> list[Timed]:

@@ -1,7 +1,8 @@
 """The choice behind ``auto``: of sharding, micro size and gradient checkpointing the fastest that fits.
 
-Owns the space that is searched, the order by `step_time`'s estimate, and the words in which the plan says why this one
-won and what kept the faster ones from it. Pure, as `fit`, by whose verdict it goes: it takes nothing that does not fit.
+Owns the space that is searched, the order by `costs.step_time`'s estimate, and the words in which the plan says why
+this one won and what kept the faster ones from it. Pure, as `fit`, by whose verdict it goes: it takes nothing that does
+not fit.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ def _open_ways(stage: StagePlan, asked: Stage, cluster: Cluster, facts: ModelFac
     """What the recipe leaves open of sharding and checkpointing, the simpler first. On CPU ranks it is nothing."""
     on_gpu = cluster.gpus_per_node > 0
     now = (stage.settings.sharding.strategy, stage.settings.sharding.offload)
-    is_open = on_gpu and asked.sharding.strategy == "auto"  # with offload it never is: see `rules`
+    is_open = on_gpu and asked.sharding.strategy == "auto"  # with offload it never is: see `recipe.rules`
     rungs = [rung for rung in ladder(stage, cluster) if rung[0] == "ddp" or not refuses_zero(stage, facts)]
     again = (False, True) if on_gpu and asked.gradient_checkpointing == "auto" else (asked.gradient_checkpointing,)
     for rung in rungs if is_open else [now]:

@@ -1,6 +1,6 @@
 """The recipe's ``data:`` section: where the rows come from, as frozen types with the unit and meaning of each field.
 
-Owns the sources and their keys, as `recipe` owns the others'. Reads no file: `sources` does.
+Owns the sources and their keys, as `recipe` owns the others'. Reads no file: `data.sources` does.
 """
 
 from __future__ import annotations

@@ -104,10 +104,10 @@ def _answering(port: int) -> Iterator[None]:
             while not done.is_set():
                 try:
                     link, _ = server.accept()
-                except TimeoutError:
+                    with link:
+                        link.sendall(f"{time.time()}\n".encode())
+                except OSError:  # nobody came, or one that is gone already
                     continue
-                with link:
-                    link.sendall(f"{time.time()}\n".encode())
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -142,7 +142,10 @@ def _facts(said: str) -> tuple[dict[str, Facts], dict[str, str]]:
             facts = Facts.model_validate_json(content)
             found[facts.host] = facts
         except ValidationError:
-            sent = json.loads(content)
+            try:
+                sent = json.loads(content)
+            except ValueError:  # a line that was cut
+                continue
             release = sent.get("versions", {}).get("thawline", "of another release")
             strangers[str(sent.get("host"))] = (
                 f"thawline {release}, and {__version__} on the first node; install the same on all nodes"

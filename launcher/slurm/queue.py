@@ -99,6 +99,19 @@ def ask(job: str) -> QueueState | None:
     return found or _from_accounts(job)
 
 
+def is_forgotten(job: str) -> bool:
+    """Whether SLURM answers and knows no such job, or is not here at all."""
+    program = shutil.which("scontrol")
+    if program is None:
+        return True
+    try:
+        asked = [program, "show", "job", job]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    return "Invalid job id" in done.stderr
+
+
 def _from_accounts(job: str) -> QueueState | None:
     """A job that the controller has forgotten, from the accounting data base where the cluster keeps one."""
     fields = "--format=State,ExitCode,NodeList"

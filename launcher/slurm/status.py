@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from launcher.errors import UserError
 from launcher.memory_record import read_all
 from launcher.plan import measured_time
 from launcher.run_dir import RunDir
@@ -63,7 +64,9 @@ def follow(run: RunDir) -> Iterator[str]:
         is_begun = run.status.is_file() or not slurm_queue.jobs_of(run)
         status = read_status(run) if is_begun else None
         jobs = follower.look(status and status.state)
-        if status is None and not jobs:  # submitted, and the controller did not answer yet
+        if status is None and not jobs:
+            if _is_over(run, jobs):
+                raise UserError(f"{run.path} never began, and SLURM knows nothing of its job any more; submit it again")
             time.sleep(FOLLOW_EVERY_S)
             continue
         if (status, jobs) != shown:
@@ -92,8 +95,8 @@ def _is_over(run: RunDir, jobs: Sequence[QueueState]) -> bool:
     """By the queue; by the run's own word where SLURM has forgotten it, or is not here."""
     if jobs:
         return all(job.is_over for job in jobs)
-    if not run.status.is_file():  # else submitted, and the controller did not answer yet
-        return not slurm_queue.jobs_of(run)
+    if not run.status.is_file():  # it never began, or the controller did not answer yet
+        return all(map(slurm_queue.is_forgotten, slurm_queue.jobs_of(run)))
     status = read_status(run)
     return status.state not in ACTIVE or status.is_lost()
 

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from launcher import session, split_stages
 from launcher.errors import EnvironmentProblem, RecipeError, UserError
-from launcher.plan import RunPlan, resolve_batch
+from launcher.plan import resolve_batch
+from launcher.plan.saved import read_plan
 from launcher.recipe import Recipe, reading
 from launcher.recipe.slurm import Slurm
 from launcher.run_dir import RunDir, write_atomic
@@ -207,7 +208,7 @@ def _make_way(request: Request, tasks: Sequence[tuple[str, ...]]) -> list[str]:
             continue  # of an array that is submitted again, to finish the rest
         stage = ""
         if request.split_stages and each.plan.is_file():
-            done = split_stages.num_done(each, RunPlan.model_validate_json(each.plan.read_bytes()))
+            done = split_stages.num_done(each, read_plan(each))
             names = names[done:] or names[-1:]
             stage = names[0]
         options = _options(request, stage)

@@ -1,6 +1,6 @@
 """What the loop, the loaders and the commands may ask of a task.
 
-Called by `batches` (encode, collate), `train` and `evaluation` (loss, metrics), `inference` (decode).
+Called by `data.batches` (encode, collate), `train` and `evaluation` (loss, metrics), `inference` (decode).
 """
 
 from __future__ import annotations

@@ -98,10 +98,15 @@ def test_a_controller_that_does_not_answer_ends_no_watch(tmp_path: Path, monkeyp
     monkeypatch.setattr(queue, "ask", lambda number: next(answers))
     monkeypatch.setattr(queue, "jobs_of", lambda run: ["7"])
     monkeypatch.setattr(queue, "ASK_EVERY_S", (0.0, 0.0))
+    monkeypatch.setattr(queue, "is_forgotten", lambda number: False)
     monkeypatch.setattr(slurm_status, "FOLLOW_EVERY_S", 0.0)
     run = RunDir(tmp_path / "run")
     run.create()
     assert list(slurm_status.follow(run)) == [str(job("PENDING")), str(job("COMPLETED"))]
+    monkeypatch.setattr(queue, "ask", lambda number: None)
+    monkeypatch.setattr(queue, "is_forgotten", lambda number: True)
+    with pytest.raises(UserError, match="never began, and SLURM knows nothing of its job"):
+        list(slurm_status.follow(run))
 
 
 def test_a_controller_that_does_not_answer_ends_no_watch_of_an_array(
@@ -119,6 +124,7 @@ def test_a_controller_that_does_not_answer_ends_no_watch_of_an_array(
     monkeypatch.setattr(queue, "ask", ask)
     monkeypatch.setattr(queue, "jobs_of", lambda task: [task.path.name.replace("task-", "7_")])
     monkeypatch.setattr(queue, "ASK_EVERY_S", (0.0, 0.0))
+    monkeypatch.setattr(queue, "is_forgotten", lambda number: False)
     monkeypatch.setattr(slurm_status, "ARRAY_EVERY_S", 0.0)
     monkeypatch.setattr(slurm_status.time, "sleep", lambda seconds: None)
     shown = [re.findall(r"begun|[A-Z]{6,}", text) for text in slurm_status.follow(run)]

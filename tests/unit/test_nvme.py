@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from launcher import doctor, nvme
+from launcher.cluster import Cluster
 from launcher.costs import memory
 from launcher.costs.memory import Sharding, model_states
 from launcher.errors import EnvironmentProblem
+
+MACHINE = Cluster(gpus_per_node=0, ranks_per_node=1)
 
 NEEDS_LIBAIO = pytest.mark.skipif(nvme.missing_library() is not None, reason=str(nvme.missing_library()))
 
@@ -34,7 +37,7 @@ def test_what_is_missing_is_named_with_its_package(tmp_path: Path, monkeypatch: 
     with pytest.raises(EnvironmentProblem, match="apt-get install libaio-dev") as caught:
         nvme.look(None, tmp_path)
     assert caught.value.exit_code == 3
-    assert "libaio-dev" in doctor._own_disk().text
+    assert "libaio-dev" in doctor._own_disk(MACHINE).text
     assert nvme.here() is None
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
     with pytest.raises(EnvironmentProblem, match="no-compiler is missing"):
@@ -93,7 +96,7 @@ def test_the_default_is_the_nodes_own(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
     assert nvme.base(None) == tmp_path
     assert nvme.base("$SLURM_TMPDIR/swap") == tmp_path / "swap"
-    assert doctor._own_disk().is_well
+    assert doctor._own_disk(MACHINE).is_well
 
 
 @NEEDS_LIBAIO

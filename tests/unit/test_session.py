@@ -23,6 +23,7 @@ from launcher import orphans, run_lock, session
 from launcher.cluster import RANKS_VARY, Cluster
 from launcher.errors import EnvironmentProblem, StoppedEarly, UserError
 from launcher.plan import RunPlan
+from launcher.plan.saved import read_plan
 from launcher.recipe import Recipe, differences, reading
 from launcher.run_dir import RunDir
 from launcher.status import read_status, render, write_status
@@ -333,7 +334,7 @@ def test_damaged_plan() -> None:
     with pytest.raises(UserError, match=r"plan.json is not a plan of this version of thawline: recipe:"):
         open_run()
     with pytest.raises(UserError, match="not a plan of this version"):  # what `evaluate` and `predict` read it with
-        session.read_plan(Path("runs/tiny"))
+        read_plan(RunDir("runs/tiny"))
 
 
 def test_one_process_at_a_time() -> None:
