@@ -405,7 +405,7 @@ def test_a_crash_on_three_nodes_is_seen_with_its_exit_code(cluster: Cluster, tmp
 
 def test_what_the_cluster_does_not_have_is_refused_before_it_waits_forever(cluster: Cluster, tmp_path: Path) -> None:
     file = write(tmp_path / "recipe")
-    refused = cluster.thawline("submit", file, "--run-dir", tmp_path / "run", "--nodes", "8", check=False)
+    refused = cluster.thawline("submit", file, "--run-dir", tmp_path / "run", "--nodes", "4", check=False)
     assert refused.returncode == 2
     assert "SLURM refuses the job" in refused.stderr
     assert "  main: 3 nodes of 8 CPUs, 4000 MiB, gres gpu:2, features (null), for up to 1:00:00\n" in refused.stderr
