@@ -133,6 +133,20 @@ def test_a_job_is_over_only_in_a_state_that_is_final(state: str, is_over: bool) 
     assert found.is_over is is_over
 
 
+@pytest.mark.parametrize(
+    ("answer", "is_forgotten"),
+    [("echo JobId=7", False), ("echo 'Invalid job id specified' >&2; exit 1", True),
+     ("echo 'Unable to contact slurm controller' >&2; exit 1", False)],
+)  # fmt: skip
+def test_a_job_is_forgotten_only_where_slurm_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, is_forgotten: bool
+) -> None:
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{answer}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert queue.is_forgotten("7") is is_forgotten
+
+
 def test_a_run_has_one_job_at_a_time(tmp_path: Path) -> None:
     path = stand_in(tmp_path / "bin", "echo 5")
     run = tmp_path / "run"
