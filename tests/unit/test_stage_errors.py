@@ -26,9 +26,7 @@ def test_parameters_pass_until_one_is_not_finite(run: Any) -> None:
     whole, broken = torch.ones(2), torch.tensor([1.0, float("inf")])
     passing = stage_errors.finite(run, STAGE, iter([("a", whole), ("b", broken)]))
     assert next(passing) == ("a", whole)
-    with pytest.raises(
-        TrainingFailed, match=r"b is not finite after .* stage full.*00-full-step-00000002"
-    ):
+    with pytest.raises(TrainingFailed, match=r"b is not finite after .* stage full.*00-full-step-00000002"):
         next(passing)
 
 
