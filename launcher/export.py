@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +25,7 @@ from launcher import model_card, models
 from launcher.errors import UserError
 from launcher.models import image_spec, torchvision_models, transformers_processors, transformers_source
 from launcher.models.image_spec import ImageSpec
-from launcher.models.weights import SHARD_BYTES, load_weights, named_state, write_weights
+from launcher.models.weights import SHARD_BYTES, WeightsReader, load_weights, named_state, write_weights
 from launcher.plan import RunPlan
 from launcher.recipe import ImageClassification, Model, Task
 
@@ -79,19 +80,26 @@ def export_model(
     card: str,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """As `export`, from the parts: ``card`` is the text of README.md, ``dtype`` that of the exported weights."""
-    module = models.skeleton(model, task, labels, recipe_dir)
-    load_weights(module, weights)
-    module.to(dtype).eval()
+    """As `export`, from the parts: ``card`` is the text of README.md, ``dtype`` that of the exported weights.
+
+    The model is read from the disk while it is written: it may be larger than the memory.
+    """
     temporary = destination.with_name(f".writing-{destination.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    if model.source.startswith(torchvision_models.PREFIX):
-        write_weights(named_state(module), temporary)
-        config = _torchvision_config(model, task, labels or [], processor)
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    else:
-        _write_transformers(module, model, task, recipe_dir, processor, temporary)
+    with TemporaryDirectory(dir=destination.parent, prefix=".narrowed-") as narrowed:
+        if dtype is not torch.float32:
+            with WeightsReader(weights) as reader:
+                write_weights(_narrowed(reader, dtype), Path(narrowed))
+            weights = Path(narrowed)
+        module = models.skeleton(model, task, labels, recipe_dir).to(dtype).eval()
+        load_weights(module, weights, mapped=True)
+        if model.source.startswith(torchvision_models.PREFIX):
+            write_weights(named_state(module), temporary)
+            config = _torchvision_config(model, task, labels or [], processor)
+            (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        else:
+            _write_transformers(module, model, task, recipe_dir, processor, temporary)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     _replace(temporary, destination)
 
@@ -160,6 +168,12 @@ def _load_transformers(folder: Path) -> Export:
     has_labels = "For" in config.architectures[0] and config.architectures[0].endswith("Classification")
     labels = [config.id2label[index] for index in sorted(config.id2label)] if has_labels else None
     return Export(module, processor, labels, config)
+
+
+def _narrowed(reader: WeightsReader, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    for name in sorted(reader.names):
+        tensor = reader.mapped(name)
+        yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _replace(temporary: Path, destination: Path) -> None:

@@ -19,6 +19,7 @@ from launcher.checkpoint import Best, Position, Saved
 from launcher.distributed import Runtime
 from launcher.errors import EnvironmentProblem, FollowsFirst, UserError
 from launcher.memory_told import memory_told
+from launcher.models.on_disk import widened
 from launcher.models.weights import named_state, write_weights
 from launcher.plan import RunPlan, free_space
 from launcher.run import Run
@@ -134,20 +135,29 @@ def _nothing_left(paths: Iterable[str | None], run: Run) -> Iterator[None]:
 
 
 def first_checkpoint(run: Run) -> Saved:
-    """Write the model as it is before any training; the only time that one rank holds the whole of it."""
+    """Write the model as it is before any training; one rank does, and need not hold the whole of it in memory."""
     plan, first_stage = run.plan, run.plan.stages[0]
     recipe = plan.recipe
     position = Position(stage_index=0, stage=first_stage.name, step=0, is_stage_end=False, ranks=run.runtime.ranks)
 
     made: list[nn.Module] = []
-    # Apart from the writing, since its weights may take long to come.
-    run.runtime.made_by_first(
-        lambda: made.append(models.materialise(recipe.model, recipe.task, plan.labels, recipe.seed, run.recipe_dir))
-    )
+    scratch = run.run_dir.checkpoints / f"{checkpoint.TEMPORARY}first-weights"
+
+    def make() -> None:
+        scratch.mkdir(exist_ok=True)
+        model, task = recipe.model, recipe.task
+        made.append(models.materialise(model, task, plan.labels, recipe.seed, run.recipe_dir, scratch=scratch))
+
+    def write(folder: Path) -> None:
+        write_weights(((name, widened(tensor)) for name, tensor in named_state(made.pop())), folder / "model")
+        shutil.rmtree(scratch)
+
+    # Apart from the writing, since its weights may take long to come; and both by a rank for which the others wait as
+    # long as it takes: a model of 400B parameters is read and written for hours.
+    run.runtime.made_by_first(make)
 
     def write_parts(folder: Path) -> None:
-        if made:
-            write_weights(named_state(made.pop()), folder / "model")
+        run.runtime.made_by_first(lambda: write(folder))
 
     return checkpoint.write(run.run_dir, run.runtime, position, write_parts)
 

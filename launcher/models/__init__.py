@@ -6,6 +6,7 @@ transformers_source, transformers_models, transformers_processors, torchvision_m
                          the two libraries that models come from
 image_spec               how an image becomes a tensor
 weights                  safetensors, whole or sharded, into a module and out of it
+on_disk                  a whole model in little memory: the first weights are mapped from their files
 head_init, dropout       what a recipe may ask of either
 recompute                gradient checkpointing; alike_blocks: blocks that cost the same
 activations, flops       bytes kept and operations done in a forward, counted on fake tensors

@@ -67,6 +67,12 @@ def head_by_labels(module: nn.Module, other: nn.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.rpartition(".")[0] + "." for name in depends))
 
 
+def names_under(module: nn.Module, head: Sequence[str]) -> list[str]:
+    """The parameters of a head."""
+    prefixes = tuple(part for part in head if part.endswith("."))
+    return [name for name, _ in module.named_parameters() if name.startswith(prefixes) or name in head]
+
+
 def transformers_layers(model: Any) -> tuple[Block, ...]:
     """The blocks of a transformers model, of an encoder-decoder those of both.
 

@@ -22,7 +22,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import set_zero3_state
 
 from launcher.errors import UserError
-from launcher.models import architecture, torchvision_models, transformers_models, transformers_processors
+from launcher.models import architecture, on_disk, torchvision_models, transformers_models, transformers_processors
 from launcher.models.head_init import init_head
 from launcher.plan.parameters import ModelFacts
 from launcher.recipe import CausalLM, ImageClassification, Model, Task
@@ -116,8 +116,14 @@ def processor(model: Model, task: Task, recipe_dir: Path) -> Any:
     return transformers_processors.tokenizer(model, recipe_dir)
 
 
-def materialise(model: Model, task: Task, labels: list[str] | None, seed: int, recipe_dir: Path) -> nn.Module:
+def materialise(
+    model: Model, task: Task, labels: list[str] | None, seed: int, recipe_dir: Path, *, scratch: Path | None = None
+) -> nn.Module:
     """The whole model in fp32 on the CPU with its first weights: a function of the arguments alone.
+
+    With ``scratch``, a folder, most of it is on disk: a model that is larger than the memory can be written on from
+    there. Pretrained weights may then have the narrower dtype of their safetensors files, from which they are mapped,
+    and large random ones are mapped from files in the folder; their values are the same.
 
     A new head gets the library's own initialisation, or ``model.head.init``. A head that came with the weights is kept
     when its labels are the task's or have no names, unless ``model.head.init`` asks for another than the default.
@@ -130,7 +136,8 @@ def materialise(model: Model, task: Task, labels: list[str] | None, seed: int, r
     blueprint = _blueprint(model, task, labels, recipe_dir)
     with _unseen_randomness(seed):
         if model.weights == "random":
-            module = blueprint.build()
+            with on_disk.memory_in(scratch) if scratch else nullcontext():
+                module = blueprint.build()
             head = blueprint.head_of(module)
         elif blueprint.config is None:
             module = blueprint.build()
@@ -138,13 +145,14 @@ def materialise(model: Model, task: Task, labels: list[str] | None, seed: int, r
             torchvision_models.load_start(module, model, head, labels or [], recipe_dir)
         else:
             module, head, _ = transformers_models.load_start(
-                blueprint.config, model, task, recipe_dir, blueprint.head_of
+                blueprint.config, model, task, recipe_dir, blueprint.head_of, stay_on_disk=scratch is not None
             )
             _require_same_ties(module, _empty(blueprint), model)
     if blueprint.config is not None:
         transformers_models.set_padding(module, task, model, recipe_dir)
     if model.head.init != "default":
         _require_own_head(model, task, module)
+        on_disk.widen(module, architecture.names_under(module, head))
         init_head(module, head, model.head.init, seed)
     return module
 

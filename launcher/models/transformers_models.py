@@ -16,7 +16,9 @@ import transformers
 from torch import nn
 
 from launcher.errors import UserError
+from launcher.models import architecture
 from launcher.models.dropout import override_config, override_modules, require_dropout
+from launcher.models.on_disk import stored_dtype, widen
 from launcher.models.transformers_processors import tokenizer
 from launcher.models.transformers_source import explained, gguf_arguments, locate, original_configuration, quiet
 from launcher.recipe import CausalLM, ImageClassification, Model, Task, TextClassification
@@ -63,31 +65,48 @@ def build(config: Any, model: Model, task: Task) -> Any:
 
 
 def load_start(
-    config: Any, model: Model, task: Task, recipe_dir: Path, head_of: Any
+    config: Any, model: Model, task: Task, recipe_dir: Path, head_of: Any, *, stay_on_disk: bool = False
 ) -> tuple[nn.Module, tuple[str, ...], bool]:
-    """The pretrained model in fp32, its head, and whether that head is new; draws from torch's global generator.
+    """The pretrained model, its head, and whether that head is new; draws from torch's global generator.
+
+    In fp32; to ``stay_on_disk``, what came from the files may have their narrower dtype, and be mapped from them.
 
     Raises:
         UserError: the weights are not of this architecture, or have no values for most of it.
         EnvironmentProblem: the hub cannot be reached.
     """
-    with explained(model), quiet():
-        module, loaded = AUTO_CLASSES[task.kind].from_pretrained(
-            locate(model, recipe_dir),
+    location = locate(model, recipe_dir)
+    is_plain = not model.gguf_file and getattr(config, "quantization_config", None) is None
+
+    def load(dtype: torch.dtype) -> Any:
+        return AUTO_CLASSES[task.kind].from_pretrained(
+            location,
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             revision=model.revision,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **gguf_arguments(model),
         )
+
+    with explained(model), quiet():
+        dtype = stored_dtype(location, model.revision) if stay_on_disk and is_plain else torch.float32
+        drawn = torch.get_rng_state()
+        module, loaded = load(dtype)
+        if dtype is not torch.float32:
+            torch.set_rng_state(drawn)
+            if _computes_buffers(module):  # in the narrow dtype, so of other values
+                module, loaded = load(torch.float32)
+            else:
+                _widen_what_is_new(module)
     _forget_quantization(module)
     _finish(module, model, task)
     head: tuple[str, ...] = head_of(module)
     is_head_new = _check_loaded(module, loaded, head, model)
     if not is_head_new and config.id2label and not _same_labels(original_configuration(model, recipe_dir), config):
         log.info("%s: the head (%s) is for other labels; it starts anew", model.source, ", ".join(head))
+        widen(module, architecture.names_under(module, head))
         _initialise_again(module, head)
         is_head_new = True
     return module, head, is_head_new
@@ -136,12 +155,35 @@ def _forget_quantization(module: Any) -> None:
         del module.config.quantization_config
 
 
+def _is_new(tensor: torch.Tensor) -> bool:
+    """Whether transformers initialised it, having found no value."""
+    return not getattr(tensor, "_is_hf_initialized", False)
+
+
+def _computes_buffers(module: nn.Module) -> bool:
+    """Whether a buffer that is part of the weights has values which are not from their files."""
+    saved = module.state_dict(keep_vars=True).keys()
+    return any(
+        name in saved and buffer.is_floating_point() and _is_new(buffer) for name, buffer in module.named_buffers()
+    )
+
+
+def _widen_what_is_new(module: Any) -> None:
+    """Initialise in fp32 what transformers has initialised in the dtype of the files."""
+    new = [name for name, parameter in module.named_parameters() if _is_new(parameter)]
+    widen(module, new)
+    for name in new:
+        module.get_submodule(name.rpartition(".")[0])._is_hf_initialized = False
+    if new:
+        module.initialize_weights()
+
+
 def _check_loaded(module: nn.Module, loaded: dict[str, Any], head: tuple[str, ...], model: Model) -> bool:
     """Whether the head is new; what is missing elsewhere is said, and most of the model missing is an error."""
     other_shape = {entry if isinstance(entry, str) else entry[0] for entry in loaded["mismatched_keys"]}
     absent = set(loaded["missing_keys"]) | other_shape
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
-    of_head = {name for name in sizes if name.startswith(tuple(h for h in head if h.endswith("."))) or name in head}
+    of_head = set(architecture.names_under(module, head))
     elsewhere = [name for name in sizes if name in absent - of_head]
     wrong = [name for name in elsewhere if name in other_shape]
     missing_elements = sum(sizes[name] for name in elsewhere)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -143,8 +143,12 @@ class WeightsReader:
 
     def tensor(self, name: str) -> torch.Tensor:
         """A fresh CPU tensor, which stays valid when the files are deleted."""
+        return self.mapped(name).clone()
+
+    def mapped(self, name: str) -> torch.Tensor:
+        """A CPU tensor whose memory is the file's, for as long as the file is there; writing to it copies."""
         value: torch.Tensor = self._handle(self._file_of[name]).get_tensor(name)
-        return value.clone()
+        return value
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the file's header."""
@@ -165,13 +169,14 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         return {name: reader.tensor(name) for name in sorted(reader.names)}
 
 
-def load_weights(module: nn.Module, folder: Path, *, sharded: bool = False) -> None:
+def load_weights(module: nn.Module, folder: Path, *, sharded: bool = False, mapped: bool = False) -> None:
     """Fill a module from a folder: every parameter and persistent buffer, none left over on either side.
 
     Values are converted to the dtype that the module's tensor has. Parameters on the meta device come to life on the
-    CPU; tied ones stay tied. ``sharded``: the module was built under ``deepspeed.zero.Init``; one parameter at a time
-    is gathered, written by rank 0 and partitioned again, so no rank ever holds the whole model. All ranks call this,
-    and all of them read the folder.
+    CPU; tied ones stay tied. ``mapped``: those of the folder's dtype stay in its files, which must outlive them, so
+    that a model may be larger than the memory. ``sharded``: the module was built under ``deepspeed.zero.Init``; one
+    parameter at a time is gathered, written by rank 0 and partitioned again, so no rank ever holds the whole model. All
+    ranks call this, and all of them read the folder.
 
     Raises:
         WeightsMismatch: names or shapes differ, on all ranks alike.
@@ -182,7 +187,7 @@ def load_weights(module: nn.Module, folder: Path, *, sharded: bool = False) -> N
         if sharded:
             _fill_sharded(module, reader)
         else:
-            _fill(module, reader)
+            _fill(module, reader.mapped if mapped else reader.tensor)
         persistent = module.state_dict(keep_vars=True).keys()
         for name, buffer in module.named_buffers():
             if name in persistent:
@@ -203,12 +208,12 @@ def _check(module: nn.Module, reader: WeightsReader) -> None:
         )
 
 
-def _fill(module: nn.Module, reader: WeightsReader) -> None:
+def _fill(module: nn.Module, tensor: Callable[[str], torch.Tensor]) -> None:
     """Replace or overwrite the parameters in place, every name of a tied one by the same object."""
     alive: dict[int, nn.Parameter] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if id(parameter) not in alive:
-            value = reader.tensor(name).to(parameter.dtype)
+            value = tensor(name).to(parameter.dtype)
             if parameter.is_meta:
                 alive[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
             else:
