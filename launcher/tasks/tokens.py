@@ -37,6 +37,8 @@ class Tokens:
         check_length(tokenizer, max_length, config)
         self._tokenizer = copy.deepcopy(tokenizer)
         self._max_length = max_length
+        text_config = config.get_text_config() if config is not None else None
+        self._num_embeddings: int | None = getattr(text_config, "vocab_size", None)
         self.side: Literal["left", "right"] = side or tokenizer.padding_side
         self._fill = {
             "input_ids": int(tokenizer.pad_token_id),
@@ -45,11 +47,26 @@ class Tokens:
         }
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, list[int]]]:
-        """Model inputs of each text, or pair of texts, cut to the length."""
+        """Model inputs of each text, or pair of texts, cut to the length.
+
+        Raises:
+            UserError: a token for which the model has no embedding.
+        """
         encoded = self._tokenizer(
             list(texts), list(pairs) if pairs is not None else None, truncation=True, max_length=self._max_length
         )
+        self._check_ids(encoded["input_ids"])
         return [{name: encoded[name][row] for name in encoded} for row in range(len(texts))]
+
+    def _check_ids(self, rows: Sequence[Sequence[int]]) -> None:
+        """On a GPU such an id is an assertion of the device's, which names nothing."""
+        largest = max((max(ids, default=0) for ids in rows), default=0)
+        if self._num_embeddings is not None and largest >= self._num_embeddings:
+            raise UserError(
+                f"the tokenizer gives token {largest} ({self._tokenizer.convert_ids_to_tokens(largest)!r}), and the model "
+                f"has embeddings for 0 to {self._num_embeddings - 1}: they are not of the same model, or tokens were "
+                "added; put the model's own tokenizer beside its config.json"
+            )
 
     def inputs(self, encoded: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Model inputs of a batch, each [B, longest]."""

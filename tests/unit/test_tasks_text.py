@@ -209,6 +209,13 @@ def test_more_tokens_than_the_model_has_positions(tokenizer: Any) -> None:
         bound(tokenizer, max_length=64, config=RobertaConfig(max_position_embeddings=64))
 
 
+def test_a_token_without_an_embedding(tokenizer: Any) -> None:
+    task = bound(tokenizer, config=BertConfig(vocab_size=6000))
+    assert task.encode_rows([{"text": "war", "label": 0, "id": "1"}], augment_seeds=None)
+    with pytest.raises(UserError, match=r"token 6379 \('purple'\).* 0 to 5999: .* put the model's own tokenizer"):
+        task.encode_rows([{"text": "purple", "label": 0, "id": "1"}], augment_seeds=None)
+
+
 def test_tokenizer_that_cannot_pad(tokenizer: Any) -> None:
     import copy
 
