@@ -62,10 +62,11 @@ class Tokens:
         """On a GPU such an id is an assertion of the device's, which names nothing."""
         largest = max((max(ids, default=0) for ids in rows), default=0)
         if self._num_embeddings is not None and largest >= self._num_embeddings:
+            token = self._tokenizer.convert_ids_to_tokens(largest)
             raise UserError(
-                f"the tokenizer gives token {largest} ({self._tokenizer.convert_ids_to_tokens(largest)!r}), and the model "
-                f"has embeddings for 0 to {self._num_embeddings - 1}: they are not of the same model, or tokens were "
-                "added; put the model's own tokenizer beside its config.json"
+                f"the tokenizer gives token {largest} ({token!r}), and the model has embeddings for 0 to "
+                f"{self._num_embeddings - 1}: they are not of the same model, or tokens were added; "
+                "put the model's own tokenizer beside its config.json"
             )
 
     def inputs(self, encoded: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
