@@ -49,7 +49,7 @@ lint: install
 	lint-imports
 
 test: install
-	pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered
+	pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 test-nvme: install
 	THAWLINE_COMPILE_ASYNC_IO=1 pytest tests/integration/test_offload_nvme.py

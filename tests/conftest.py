@@ -11,6 +11,9 @@ import pytest
 
 CACHE = Path(__file__).parents[1] / ".cache" / "tests"
 
+LONGEST = ("slurm", "integration")
+"""Folders of tests; `make test` gives whole files to its workers, in this order."""
+
 # Set at import, before any library reads them, and inherited by the ranks that tests start.
 for name in ("WANDB_API_KEY", "HF_TOKEN", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_JOB_ID"):
     os.environ.pop(name, None)
@@ -30,7 +33,9 @@ os.environ |= {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip `gpu` tests on a machine without one."""
+    """The longest files first, so that no worker is left with one at the end; skip `gpu` tests without a GPU."""
+    order = {folder: place for place, folder in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
