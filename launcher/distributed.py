@@ -144,7 +144,9 @@ def start() -> Runtime:
     # Host collectives (counts, names) go over gloo on GPUs too, so that they never wait for the device.
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     try:
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        store, _, _ = next(dist.rendezvous("env://"))
+        mine = dist.PrefixStore(_attempt(), store)
+        dist.init_process_group(backend, store=mine, rank=rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise EnvironmentProblem(
@@ -153,6 +155,18 @@ def start() -> Runtime:
         ) from error
     _check_expected(dist.get_world_size(), on_gpu)
     return Runtime(rank=rank, ranks=ranks, local_rank=local_rank, device=device)
+
+
+def _attempt() -> str:
+    """What sets the addresses of these ranks apart from those of ranks that torchrun has started before.
+
+    Its agents keep one store for all attempts, where a rank that comes first may find the address at which another was
+    in the attempt before: both wait, for good (https://github.com/pytorch/pytorch/issues/135712). Agents of several
+    nodes count their restarts each for itself, so there docs/memory.md names the variable that gives each attempt a
+    store of its own.
+    """
+    is_one_node = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}" if is_one_node else "attempt"
 
 
 def _check_expected(ranks: int, on_gpu: bool) -> None:

@@ -389,3 +389,11 @@ def test_free_port_is_free() -> None:
         first.bind(("", port := free_port()))
         first.listen()
         assert port not in [free_port() for _ in range(20)]
+
+
+def test_ranks_that_torchrun_starts_again_meet_again() -> None:
+    ranks = Path(__file__).with_name("restarted_ranks.py")
+    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    done = subprocess.run([*started, ranks], capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == ["[0, 1]"] * 2

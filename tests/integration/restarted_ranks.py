@@ -1,0 +1,17 @@
+"""Run by test_launch.py under torchrun: two ranks that meet, end, are started again, and meet again."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from launcher import distributed
+
+is_again = os.environ["TORCHELASTIC_RESTART_COUNT"] == "1"
+if is_again and os.environ["RANK"] == "1":
+    time.sleep(3)  # so the first looks for it where it was
+runtime = distributed.start()
+if not is_again:
+    sys.exit(1)
+print(runtime.gather(runtime.rank))
