@@ -20,7 +20,7 @@ from torch import Tensor
 from thawline_kernels import build, reference
 from thawline_kernels.reference import Hyper
 
-_NAMES = ("grad", "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "low")
+_NAMES = ("grad", "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "low", "is_neg")
 _TYPES = (Tensor, torch.nn.Parameter, None)
 _ROUNDS = 4
 """Kinds of tensors looked for in one group: by dtypes and step counter."""
@@ -28,15 +28,28 @@ _ROUNDS = 4
 States = dict[Tensor, dict[str, Any]]
 
 
+def _lender() -> int | None:
+    """Where torch's table of functions that lend a tensor's memory to C lies (DLPack's exchange API), if it has one."""
+    capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if capsule is None:
+        return None
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = c_void_p, [py_object, c_char_p]
+    address: int | None = pointer(capsule, b"dlpack_exchange_api")
+    return address
+
+
 class _Library:
     """The functions of a compiled library, with and without the GIL."""
 
     def __init__(self, path: str) -> None:
         held, free = ctypes.PyDLL(path), ctypes.CDLL(path)
-        self.can_gather = bool(held.thawline_gathers())
+        held.thawline_gathers.argtypes = [c_void_p]
+        self.lender = _lender()
+        self.can_gather = bool(held.thawline_gathers(self.lender))
         self.gather = held.thawline_gather
         self.gather.restype = c_void_p
-        self.gather.argtypes = [*[py_object] * 7, POINTER(c_ssize_t), c_bool]
+        self.gather.argtypes = [c_void_p, *[py_object] * 7, POINTER(c_ssize_t), c_bool]
         self.size, self.moments_are_bf16 = held.thawline_gathered, held.thawline_gathered_moments_are_bf16
         self.size.restype, self.size.argtypes = c_int64, [c_void_p]
         self.moments_are_bf16.restype, self.moments_are_bf16.argtypes = c_int, [c_void_p]
@@ -122,7 +135,9 @@ def gather(
         if counter is None:
             break
         names = _NAMES, _TYPES
-        gathered = library.gather(params, positions, states, counter, rest, *names, byref(cursor), target == "cuda")
+        gathered = library.gather(
+            library.lender, params, positions, states, counter, rest, *names, byref(cursor), target == "cuda"
+        )
         batch = NativeBatch(library, gathered, hyper, int(counter) + 1)
         positions = rest
         if not len(batch):
