@@ -3,7 +3,7 @@ took more time than the step.
 
 Owns the calls into csrc/gather.cpp: it reads ``p.grad`` and the state anew in every step, so nothing can be stale. It
 takes ordinary tensors; what it leaves goes to `batches.gather`, which knows DTensors, other strides and refusals.
-Where torch is older than 2.14, which cannot give a tensor's memory to C, it takes nothing.
+Where torch has no table of functions that lend a tensor's memory to C (DLPack's exchange API), it takes nothing.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _library(target: str) -> _Library:
 
 
 def can_gather(target: str = "cpu") -> bool:
-    """Whether this torch gives a tensor's memory to C (2.14 and later); ``target`` is "cpu" or "cuda"."""
+    """Whether this torch lends a tensor's memory to C; ``target`` is "cpu" or "cuda"."""
     return _library(target).can_gather
 
 

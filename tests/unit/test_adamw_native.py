@@ -9,15 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.torch_version import TorchVersion
 
-from thawline_kernels import FusedAdamW, backends, native, reference
+from thawline_kernels import FusedAdamW, backends, build, native, reference
 from thawline_kernels.adamw import _hyper
 
-# By the release, not by `native.can_gather`: were that wrong, these tests must fail and not pass by.
-pytestmark = pytest.mark.skipif(
-    TorchVersion(torch.__version__) < (2, 14), reason="torch before 2.14 gives no tensor to C"
-)
 SIZES = ((3, 4), (17,), (), (0,), (2, 5, 3), (1,), (40,))
 
 
@@ -150,6 +145,26 @@ def transpose_in_place(params: list[Tensor], optimizer: FusedAdamW, step: int) -
     params[0].grad = torch.full_like(params[0], 0.1).mul_(torch.arange(params[0].numel()).view(params[0].shape))
 
 
+def swap_objects(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
+    """The Python objects keep their identity and get other tensors."""
+    other = (params[1].detach() * 2).requires_grad_()
+    other.grad = params[1].grad.clone()
+    torch.utils.swap_tensors(params[1], other)
+    for state in optimizer.state.values():
+        torch.utils.swap_tensors(state["exp_avg"], state["exp_avg"] * 0.5)
+        state["exp_avg_sq"].set_(state["exp_avg_sq"] * 0.5)
+
+
+def other_keys(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
+    """Names that are equal to Python's own strings and not the same, as a file gives them; and one of the user's."""
+    for number, state in enumerate(optimizer.state.values()):
+        entries = [("".join(list(name)), value) for name, value in state.items()]
+        state.clear()
+        state.update(reversed(entries) if step % 2 else entries)
+        if number % 2:
+            state["note"] = "mine"
+
+
 def leave_out(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
     params[step].grad = None
 
@@ -169,6 +184,7 @@ CHANGES = (
     swap_state,
     replace_state,
     reload_state,
+    swap_objects,
     forget_state,
     reorder,
     leave_out,
@@ -179,6 +195,48 @@ CHANGES = (
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_nothing_of_an_earlier_step_is_remembered(change, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(monkeypatch, change)
+
+
+def test_the_first_write_to_lazily_shared_memory_copies_it() -> None:
+    params, optimizer = make({})
+    give_grads(params, 0)
+    optimizer.step()
+    source = params[6].detach().clone()
+    before = source.clone()
+    params[6].data = torch._lazy_clone(source)
+    assert gathered(optimizer) == (7, [[], []])
+    optimizer.step()
+    assert torch.equal(source, before)
+    assert not torch.equal(params[6], before)
+
+
+def test_names_of_a_state_are_compared_by_what_they_say() -> None:
+    params, optimizer = make({})
+    for step in range(3):
+        give_grads(params, step)
+        optimizer.step()
+        other_keys(params, optimizer, step)
+        assert gathered(optimizer) == (7, [[], []])
+
+
+@pytest.mark.parametrize("value", [None, 0.0, [1.0], torch.zeros(3, 4, device="meta"), torch.zeros(12).to_sparse()], ids=repr)
+def test_a_moment_that_lends_no_memory_is_left(value: Any) -> None:
+    params, optimizer = make({})
+    give_grads(params, 0)
+    optimizer.step()
+    optimizer.state[params[0]]["exp_avg"] = value
+    assert gathered(optimizer) == (6, [[0], []])
+
+
+def test_without_a_table_of_lenders_python_gathers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Tensor, "__dlpack_c_exchange_api__")
+    library = native._Library(str(build.load("cpu")))
+    assert not library.can_gather
+    monkeypatch.setattr(native, "_library", lambda _: library)
+    params, optimizer = make({})
+    give_grads(params, 0)
+    optimizer.step()
+    assert gathered(optimizer) == (0, [[0, 1, 2, 3], [0, 1, 2]])
 
 
 def test_moments_whose_strides_are_no_longer_the_parameters_are_refused() -> None:

@@ -113,7 +113,7 @@ struct View : Lent {
         }
         for (int32_t d = 0; d < dim; d++) numel *= sizes[d];
         data = static_cast<char*>(data) + offset;
-        is_ordinary = (device_type == CPU || device_type == CUDA) && (data || numel == 0);
+        is_ordinary = (device_type == CPU || device_type == CUDA) && (data || numel == 0) && (strides || dim == 0);
     }
 
     bool is_like(const View& other) const {
@@ -174,19 +174,21 @@ struct Trail {
         state = static_cast<const char*>(dict);
         keys = word(dict, 4);
     }
-    // GCC takes a function that does nothing but prefetch to be pure, and leaves its calls out: hence inlined.
-    __attribute__((always_inline)) static void lines(const char* from, int count) {
-        for (int line = 0; line < count; line++) __builtin_prefetch(from + 64 * line);
+    // The lines of so many bytes. GCC takes a function that does nothing but prefetch to be pure, and leaves its calls out:
+    // hence inlined.
+    __attribute__((always_inline)) static void prefetch(const char* from, int bytes) {
+        for (int at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
+        __builtin_prefetch(from + bytes - 1);
     }
     __attribute__((always_inline)) void prefetch() const {
         for (const Stop& stop : tensors) {
-            lines(stop.object, 1);
-            lines(stop.impl, 4);
-            lines(stop.storage, 2);
+            prefetch(stop.object, 32);
+            prefetch(stop.impl, 208);
+            prefetch(stop.storage, 80);
         }
-        lines(state, 1);
-        lines(keys, 3);
-        lines(autograd, 2);
+        prefetch(state, 48);
+        prefetch(keys, 128);
+        prefetch(autograd, 80);
     }
 };
 
