@@ -9,9 +9,12 @@
 // table of functions by which frameworks lend each other tensors; both are declared here, so no header of theirs is needed.
 #include "gather.h"
 
+#include <torch/csrc/stable/c/shim.h>
+
 #include <sys/types.h>
 
 #include <array>
+#include <thread>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -243,6 +246,27 @@ bool add(Gathered& to, Object* owner, Object* owned_grad, Object* state, Object*
     return true;
 }
 
+constexpr ssize_t BLOCK = 16;  // tensors: enough that two threads seldom meet in a cache line
+constexpr ssize_t FEW = 256;   // tensors that are not worth a second thread
+
+// Runs `gather` on this thread, which has the GIL, and `behind` beside it on another, if torch has one to give.
+template <class Gather, class Behind>
+void side_by_side(Gather gather, Behind behind) {
+    struct Both {
+        Gather& gather;
+        Behind& behind;
+        std::thread::id caller;
+    } both{gather, behind, std::this_thread::get_id()};
+    torch_parallel_for(
+        0, 2, 1,
+        [](int64_t, int64_t, void* given) {
+            const Both& both = *static_cast<Both*>(given);
+            if (std::this_thread::get_id() == both.caller) both.gather();
+            else both.behind();
+        },
+        &both);
+}
+
 }  // namespace
 
 // Whether this torch and this process have what gathering needs.
@@ -252,8 +276,10 @@ EXPORT int thawline_gathers(const Lender* torch) {
 
 // Takes the parameters at `positions`, None for all, that are on the kind of device asked for; appends the positions of what is
 // not ordinary to `rest`. `cursor` walks `states` (parameter -> its state) from group to group: it mostly lies in the groups' order, which saves the hash of each parameter, a call of Python's.
-EXPORT Gathered* thawline_gather(const Lender* torch, Object* params, Object* positions, Object* states, Object* counter, Object* rest, Object* names,
-                                 Object* types, ssize_t* cursor, bool is_on_cuda) {
+// With `step_behind` the first of them are stepped meanwhile.
+EXPORT Gathered* thawline_gather(const Lender* torch, Object* params, Object* positions, Object* states, Object* counter,
+                                 Object* rest, Object* names, Object* types, ssize_t* cursor, bool is_on_cuda,
+                                 StepBehind step_behind, const Scalars* scalars, bool is_accurate, bool zero_grad) {
     Gathered* const to = new Gathered;
     to->is_on_cuda = is_on_cuda;
     const Python python(torch, names, types);
@@ -261,8 +287,12 @@ EXPORT Gathered* thawline_gather(const Lender* torch, Object* params, Object* po
     const bool takes_all = positions == none;
     const ssize_t count = PyList_Size(takes_all ? params : positions);
     for (std::vector<void*>* list : {&to->kept, &to->states}) list->reserve(count);
+    to->streams.reserve(count);  // so that they stay where they are while another thread reads them
+    to->numels.reserve(count);
     std::vector<Trail> trail = take_trail(params);
-    for (ssize_t n = 0; n < count; n++) {
+    std::atomic<int64_t> ready{0};
+    std::atomic<bool> is_complete{false};
+    auto gather_one = [&](ssize_t n) {
         if (takes_all && n + Trail::AHEAD < count) trail[n + Trail::AHEAD].prefetch();
         const ssize_t i = takes_all ? n : PyLong_AsSsize_t(PyList_GetItem(positions, n));
         Object *const owner = PyList_GetItem(params, i), *key = nullptr, *state = nullptr;
@@ -286,7 +316,17 @@ EXPORT Gathered* thawline_gather(const Lender* torch, Object* params, Object* po
             }
         }
         if (grad) Py_DecRef(grad);
-    }
+    };
+    auto gather_all = [&] {
+        for (ssize_t n = 0; n < count; n++) {
+            gather_one(n);
+            if (n % BLOCK == 0) ready.store(to->streams.size(), std::memory_order_release);
+        }
+        is_complete.store(true, std::memory_order_release);
+    };
+    if (step_behind && count > FEW)
+        side_by_side(gather_all, [&] { step_behind(*to, ready, is_complete, *scalars, {is_accurate, zero_grad}); });
+    else gather_all();
     put_back(params, std::move(trail));
     return to;
 }
