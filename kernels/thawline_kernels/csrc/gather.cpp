@@ -5,8 +5,8 @@
 // takes them, or refuses them with a message. Nothing that counts is kept from step to step, because DeepSpeed and FSDP swap
 // tensors there; only addresses to prefetch are, which may be stale.
 //
-// Called through ctypes.PyDLL, which holds the GIL. Of Python only functions of its stable ABI are used, and of torch the
-// table of functions by which frameworks lend each other tensors; both are declared here, so no header of theirs is needed.
+// Called through ctypes.PyDLL, which holds the GIL. Of Python only functions of its stable ABI are used, and a tensor's memory
+// is asked for by DLPack's table of functions, one call a tensor; both are declared here, so no header of theirs is needed.
 #include "gather.h"
 
 #include <torch/csrc/stable/c/shim.h>
@@ -275,8 +275,8 @@ EXPORT int thawline_gathers(const Lender* torch) {
 }
 
 // Takes the parameters at `positions`, None for all, that are on the kind of device asked for; appends the positions of what is
-// not ordinary to `rest`. `cursor` walks `states` (parameter -> its state) from group to group: it mostly lies in the groups' order, which saves the hash of each parameter, a call of Python's.
-// With `step_behind` the first of them are stepped meanwhile.
+// not ordinary to `rest`. `cursor` walks `states` (parameter -> its state) from group to group: it mostly lies in the groups'
+// order, which saves the hash of each parameter, a call of Python's. With `step_behind` the first of them are stepped meanwhile.
 EXPORT Gathered* thawline_gather(const Lender* torch, Object* params, Object* positions, Object* states, Object* counter,
                                  Object* rest, Object* names, Object* types, ssize_t* cursor, bool is_on_cuda,
                                  StepBehind step_behind, const Scalars* scalars, bool is_accurate, bool zero_grad) {

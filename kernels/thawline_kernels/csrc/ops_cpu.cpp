@@ -130,16 +130,22 @@ EXPORT const char* thawline_step(const Gathered* from, const Scalars* scalars, b
 // thawline_step shares out among the threads.
 EXPORT void thawline_step_behind(Gathered& from, const std::atomic<int64_t>& ready, const std::atomic<bool>& is_complete,
                                  const Scalars& scalars, const Options& options) {
-    for (int64_t& t = from.num_stepped; !is_complete.load(std::memory_order_acquire);) {
+    int64_t t = 0;
+    // `from` is written to meanwhile: its lines are looked at once, not for each tensor.
+    const Streams* const streams = from.streams.data();
+    const int64_t* const numels = from.numels.data();
+    StepRange step = nullptr;
+    while (!is_complete.load(std::memory_order_acquire)) {
         if (t == ready.load(std::memory_order_acquire)) {
             std::this_thread::yield();
             continue;
         }
-        if (from.layout.state == State::bf16 || from.numels[t] > CHUNK) return;
-        const StepRange step = kernels_for("").step(from.layout.param, from.layout.grad, from.layout.state);
-        step(from.streams[t], 0, from.numels[t], scalars, options);
+        if (!step) step = kernels_for("").step(from.layout.param, from.layout.grad, from.layout.state);
+        if (numels[t] > CHUNK || from.layout.state == State::bf16) break;
+        step(streams[t], 0, numels[t], scalars, options);
         t++;
     }
+    from.num_stepped = t;
 }
 
 EXPORT const char* thawline_sums_of_squares(const Gathered* from, double* out) {
