@@ -95,6 +95,10 @@ class FusedAdamW(AdamW):
         parameters, moments and step counts stay as they are. Gradients are left as they are, or zeroed with
         ``zero_grad``.
 
+        Raises:
+            TypeError: a parameter or gradient is of a kind that is refused (see `batches`). After the first step, and
+                without ``max_norm``, others may have been stepped by then.
+
         Returns:
             The closure's loss when there is a closure; else the norm before clipping, a 0-d float64 tensor, when
             ``max_norm`` is given; else None.
@@ -103,10 +107,11 @@ class FusedAdamW(AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        batches = self._gather()
         unscale = _number(getattr(self, "grad_scale", None), default=1.0)
         is_skipped = bool(_number(getattr(self, "found_inf", None), default=0.0))
         norm, grad_scale = None, 1.0 / unscale
+        is_known = max_norm is None and not is_skipped
+        batches = self._gather(native.Ahead(grad_scale, zero_grad) if is_known else None)
         if max_norm is not None:
             norm = self._norm(batches) / unscale
             grad_scale *= min(1.0, max_norm / (norm + 1e-6))
@@ -125,7 +130,7 @@ class FusedAdamW(AdamW):
             _zero_grads(param for batch in batches if isinstance(batch, Batch) for param in batch.relaid)
         return (None if norm is None else torch.tensor(norm, dtype=torch.float64)) if closure is None else loss
 
-    def _gather(self) -> list[Batch | NativeBatch]:
+    def _gather(self, ahead: native.Ahead | None) -> list[Batch | NativeBatch]:
         batches: list[Batch | NativeBatch] = []
         first, cursor = 0, c_ssize_t(0)
         for group in self.param_groups:
@@ -133,7 +138,7 @@ class FusedAdamW(AdamW):
             target = params[0].device.type if params else ""
             is_native = target in ("cpu", "cuda") and backends.is_compiled(self._backend, target)
             everything: tuple[list[NativeBatch], Sequence[int]] = [], range(len(params))
-            ordinary, rest = native.gather(target, group, hyper, self.state, cursor) if is_native else everything
+            ordinary, rest = native.gather(target, group, hyper, self.state, cursor, ahead) if is_native else everything
             for quick in ordinary:
                 quick.set_keys(self._seed, first)
             others = gather(group, hyper, self._state_of(group), rest)

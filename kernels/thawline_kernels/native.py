@@ -3,7 +3,7 @@ took more time than the step.
 
 Owns the calls into csrc/gather.cpp: it reads ``p.grad`` and the state anew in every step, so nothing can be stale. It
 takes ordinary tensors; what it leaves goes to `batches.gather`, which knows DTensors, other strides and refusals.
-Where torch is older than 2.14, which cannot give a tensor's memory to C, it takes nothing.
+Where torch has no table of functions that lend a tensor's memory to C (DLPack's exchange API), it takes nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_bool, c_char_p, c_double, c_int, c_int64, c_ssize_t, c_uint64, c_void_p, py_object
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from thawline_kernels import build, reference
 from thawline_kernels.reference import Hyper
 
-_NAMES = ("grad", "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "low")
+_NAMES = ("grad", "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "low", "is_neg")
 _TYPES = (Tensor, torch.nn.Parameter, None)
 _ROUNDS = 4
 """Kinds of tensors looked for in one group: by dtypes and step counter."""
@@ -28,15 +29,31 @@ _ROUNDS = 4
 States = dict[Tensor, dict[str, Any]]
 
 
+def _lender() -> int | None:
+    """Where torch's table of functions that lend a tensor's memory to C lies (DLPack's exchange API), if it has one."""
+    capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if capsule is None:
+        return None
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = c_void_p, [py_object, c_char_p]
+    address: int | None = pointer(capsule, b"dlpack_exchange_api")
+    return address
+
+
 class _Library:
     """The functions of a compiled library, with and without the GIL."""
 
     def __init__(self, path: str) -> None:
         held, free = ctypes.PyDLL(path), ctypes.CDLL(path)
-        self.can_gather = bool(held.thawline_gathers())
+        held.thawline_gathers.argtypes = [c_void_p]
+        self.lender = _lender()
+        self.can_gather = bool(held.thawline_gathers(self.lender))
         self.gather = held.thawline_gather
         self.gather.restype = c_void_p
-        self.gather.argtypes = [*[py_object] * 7, POINTER(c_ssize_t), c_bool]
+        behind = c_void_p, c_void_p, c_bool, c_bool
+        self.gather.argtypes = [c_void_p, *[py_object] * 7, POINTER(c_ssize_t), c_bool, *behind]
+        stepper = getattr(free, "thawline_step_behind", None)
+        self.step_behind = stepper and ctypes.cast(stepper, c_void_p)
         self.size, self.moments_are_bf16 = held.thawline_gathered, held.thawline_gathered_moments_are_bf16
         self.size.restype, self.size.argtypes = c_int64, [c_void_p]
         self.moments_are_bf16.restype, self.moments_are_bf16.argtypes = c_int, [c_void_p]
@@ -58,13 +75,21 @@ def _library(target: str) -> _Library:
 
 
 def can_gather(target: str = "cpu") -> bool:
-    """Whether this torch gives a tensor's memory to C (2.14 and later); ``target`` is "cpu" or "cuda"."""
+    """Whether this torch lends a tensor's memory to C; ``target`` is "cpu" or "cuda"."""
     return _library(target).can_gather
 
 
 def _raise(problem: bytes | None) -> None:
     if problem is not None:
         raise RuntimeError(problem.decode(errors="replace"))
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """A step that needs to see no gradient first: its tensors may be stepped while others are gathered."""
+
+    grad_scale: float
+    zero_grad: bool
 
 
 class NativeBatch:
@@ -102,13 +127,15 @@ class NativeBatch:
 
 
 def gather(
-    target: str, group: dict[str, Any], hyper: Hyper, states: States, cursor: c_ssize_t
+    target: str, group: dict[str, Any], hyper: Hyper, states: States, cursor: c_ssize_t, ahead: Ahead | None = None
 ) -> tuple[list[NativeBatch], Sequence[int]]:
     """The batches of one group's ordinary parameters, and the positions of those that are not.
 
     Args:
         target: whose kernels step them, "cpu" or "cuda": the kind of device that the first parameter is on.
         cursor: where the walk through ``states`` stands, 0 before the first group.
+        ahead: the step, where it may begin meanwhile: with two threads it does, for small tensors on the CPU.
+            `NativeBatch.update` steps what is left.
     """
     params = group["params"]
     library = _library(target)
@@ -122,8 +149,14 @@ def gather(
         if counter is None:
             break
         names = _NAMES, _TYPES
-        gathered = library.gather(params, positions, states, counter, rest, *names, byref(cursor), target == "cuda")
-        batch = NativeBatch(library, gathered, hyper, int(counter) + 1)
+        step = int(counter) + 1
+        behind: tuple[Any, ...] = None, None, False, False
+        if ahead is not None and library.step_behind:
+            scalars = reference.pack(reference.scalars(hyper, step, ahead.grad_scale), hyper)
+            behind = library.step_behind, scalars.data_ptr(), hyper.accurate, ahead.zero_grad
+        everything = library.lender, params, positions, states, counter, rest, *names
+        gathered = library.gather(*everything, byref(cursor), target == "cuda", *behind)
+        batch = NativeBatch(library, gathered, hyper, step)
         positions = rest
         if not len(batch):
             break

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from ctypes import c_float
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +68,7 @@ class Scalars:
 
 def fp32(value: float) -> float:
     """``value`` rounded to the nearest fp32."""
-    return torch.tensor(value, dtype=torch.float32).item()
+    return c_float(value).value
 
 
 def scalars(hyper: Hyper, step: float, grad_scale: float = 1.0) -> Scalars:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Iterator
 from ctypes import c_ssize_t
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.torch_version import TorchVersion
 
-from thawline_kernels import FusedAdamW, backends, native, reference
+from thawline_kernels import FusedAdamW, backends, build, native, reference
 from thawline_kernels.adamw import _hyper
 
-# By the release, not by `native.can_gather`: were that wrong, these tests must fail and not pass by.
-pytestmark = pytest.mark.skipif(
-    TorchVersion(torch.__version__) < (2, 14), reason="torch before 2.14 gives no tensor to C"
-)
 SIZES = ((3, 4), (17,), (), (0,), (2, 5, 3), (1,), (40,))
 
 
@@ -150,6 +146,26 @@ def transpose_in_place(params: list[Tensor], optimizer: FusedAdamW, step: int) -
     params[0].grad = torch.full_like(params[0], 0.1).mul_(torch.arange(params[0].numel()).view(params[0].shape))
 
 
+def swap_objects(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
+    """The Python objects keep their identity and get other tensors."""
+    other = (params[1].detach() * 2).requires_grad_()
+    other.grad = params[1].grad.clone()
+    torch.utils.swap_tensors(params[1], other)
+    for state in optimizer.state.values():
+        torch.utils.swap_tensors(state["exp_avg"], state["exp_avg"] * 0.5)
+        state["exp_avg_sq"].set_(state["exp_avg_sq"] * 0.5)
+
+
+def other_keys(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
+    """Names that are equal to Python's own strings and not the same, as a file gives them; and one of the user's."""
+    for number, state in enumerate(optimizer.state.values()):
+        entries = [("".join(list(name)), value) for name, value in state.items()]
+        state.clear()
+        state.update(reversed(entries) if step % 2 else entries)
+        if number % 2:
+            state["note"] = "mine"
+
+
 def leave_out(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
     params[step].grad = None
 
@@ -169,6 +185,7 @@ CHANGES = (
     swap_state,
     replace_state,
     reload_state,
+    swap_objects,
     forget_state,
     reorder,
     leave_out,
@@ -179,6 +196,50 @@ CHANGES = (
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_nothing_of_an_earlier_step_is_remembered(change, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(monkeypatch, change)
+
+
+def test_the_first_write_to_lazily_shared_memory_copies_it() -> None:
+    params, optimizer = make({})
+    give_grads(params, 0)
+    optimizer.step()
+    source = params[6].detach().clone()
+    before = source.clone()
+    params[6].data = torch._lazy_clone(source)
+    assert gathered(optimizer) == (7, [[], []])
+    optimizer.step()
+    assert torch.equal(source, before)
+    assert not torch.equal(params[6], before)
+
+
+def test_names_of_a_state_are_compared_by_what_they_say() -> None:
+    params, optimizer = make({})
+    for step in range(3):
+        give_grads(params, step)
+        optimizer.step()
+        other_keys(params, optimizer, step)
+        assert gathered(optimizer) == (7, [[], []])
+
+
+@pytest.mark.parametrize(
+    "value", [None, 0.0, [1.0], torch.zeros(3, 4, device="meta"), torch.zeros(12).to_sparse()], ids=repr
+)
+def test_a_moment_that_lends_no_memory_is_left(value: Any) -> None:
+    params, optimizer = make({})
+    give_grads(params, 0)
+    optimizer.step()
+    optimizer.state[params[0]]["exp_avg"] = value
+    assert gathered(optimizer) == (6, [[0], []])
+
+
+def test_without_a_table_of_lenders_python_gathers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Tensor, "__dlpack_c_exchange_api__")
+    library = native._Library(str(build.load("cpu")))
+    assert not library.can_gather
+    monkeypatch.setattr(native, "_library", lambda _: library)
+    params, optimizer = make({})
+    give_grads(params, 0)
+    optimizer.step()
+    assert gathered(optimizer) == (0, [[0, 1, 2, 3], [0, 1, 2]])
 
 
 def test_moments_whose_strides_are_no_longer_the_parameters_are_refused() -> None:
@@ -242,3 +303,97 @@ def test_a_lazily_negated_gradient_is_negated(is_native: bool, monkeypatch: pyte
             optimizer.step()
         ends.append(param.item())
     assert ends[0] == ends[1] > 1
+
+
+def make_many(options: dict[str, Any], dtype: torch.dtype) -> tuple[list[Tensor], FusedAdamW]:
+    """As many as a second thread steps while they are gathered; one too large for it comes late."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [7 * i % 90 for i in range(400)]
+    sizes[350] = 140_000
+    params = [torch.randn(size, generator=generator).to(dtype).requires_grad_() for size in sizes]
+    return params, FusedAdamW(params, lr=0.01, **options)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(("options", "dtype"), FORMATS, ids=str)
+def test_what_is_stepped_while_others_are_gathered(
+    options: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an odd one among them, and with a second counter from the third step on."""
+
+    def train() -> list[Tensor]:
+        params, optimizer = make_many(options, dtype)
+        for step in range(5):
+            give_grads(params, step)
+            params[200].grad = params[200].grad.repeat_interleave(2)[::2]
+            if step == 2:
+                params[5].grad = params[300].grad = None
+            optimizer.step(zero_grad=step % 2 == 0)
+            assert step % 2 or not any(p.grad.any() for p in params if p.grad is not None)
+        return [*params, *(tensor for p in params for _, tensor in sorted(optimizer.state[p].items()))]
+
+    ours = train()
+    monkeypatch.setattr(native, "gather", lambda _, group, *__: ([], range(len(group["params"]))))
+    for a, b in zip(ours, train(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("options", "dtype"), FORMATS, ids=str)
+def test_what_is_stepped_behind_is_not_stepped_again(options: dict[str, Any], dtype: torch.dtype) -> None:
+    """All before the large one; moments in bf16 not at all, since their random bits are not known yet."""
+    params, optimizer = make_many(options, dtype)
+    give_grads(params, 0)
+    optimizer.step()
+    before = [param.detach().clone() for param in params]
+    hyper = _hyper(optimizer.param_groups[0], is_accurate=options.get("numerics") == "accurate")
+    (batch,), _ = native.gather("cpu", optimizer.param_groups[0], hyper, optimizer.state, c_ssize_t(0))
+    k = reference.scalars(hyper, batch.step)
+    behind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5)(batch._library.step_behind.value)
+    ready, is_complete, flags = ctypes.c_int64(len(params)), ctypes.c_bool(False), (ctypes.c_bool * 2)(hyper.accurate)
+    scalars = reference.pack(k, hyper)
+    behind(batch._gathered, ctypes.addressof(ready), ctypes.addressof(is_complete), scalars.data_ptr(), flags)
+    changed = [not torch.equal(*pair) for pair in zip(params, before, strict=True)]
+    is_begun = "state_dtype" not in options
+    assert changed == [is_begun and i < 350 and param.numel() > 0 for i, param in enumerate(params)]
+    batch.update(k, zero_grad=False)
+    batch.finish()
+    params_whole, whole = make_many(options, dtype)
+    give_grads(params_whole, 0)
+    for _ in range(2):
+        whole.step(max_norm=torch.inf)
+    if is_begun:
+        assert all(map(torch.equal, params, params_whole))
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("why", ["GradScaler found an Inf", "the norm is infinite", "nothing"])
+def test_a_step_that_may_be_left_out_is_not_begun(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, optimizer = make_many({}, torch.float32)
+    give_grads(params, 0)
+    optimizer.step()
+    before = [param.detach().clone() for param in params]
+    give_grads(params, 1)
+    begun, gather = [], native.gather
+
+    def spy(*given: Any) -> Any:
+        begun.append(given[-1] is not None)
+        return gather(*given)
+
+    monkeypatch.setattr(native, "gather", spy)
+    if why == "the norm is infinite":
+        params[399].grad[0] = torch.inf
+    elif why != "nothing":
+        optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step(max_norm=1.0 if why == "the norm is infinite" else None)
+    is_taken = why == "nothing"
+    assert begun == [is_taken]
+    assert all(map(torch.equal, params, before)) != is_taken
+    assert {int(optimizer.state[param]["step"]) for param in params} == {1 + is_taken}

@@ -4,6 +4,7 @@
 // Built against libtorch's stable ABI, so one binary serves torch 2.10 and later.
 #include <algorithm>
 #include <atomic>
+#include <thread>
 #include "arguments.h"
 #include "cpu_kernel.h"
 #include "gather.h"
@@ -119,8 +120,32 @@ void touch(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs)
 EXPORT int thawline_has(const char* isa) { return find_kernels(isa) != nullptr; }
 
 EXPORT const char* thawline_step(const Gathered* from, const Scalars* scalars, bool is_accurate, bool zero_grad) {
-    step_all(from->layout, from->streams, from->numels, *scalars, {is_accurate, zero_grad}, "");
+    const std::vector<Streams> streams(from->streams.begin() + from->num_stepped, from->streams.end());
+    const std::vector<int64_t> numels(from->numels.begin() + from->num_stepped, from->numels.end());
+    step_all(from->layout, streams, numels, *scalars, {is_accurate, zero_grad}, "");
     return nullptr;
+}
+
+// A StepBehind. It leaves moments in bf16, whose keys are not known yet, and all from the first large tensor on, which
+// thawline_step shares out among the threads.
+EXPORT void thawline_step_behind(Gathered& from, const std::atomic<int64_t>& ready, const std::atomic<bool>& is_complete,
+                                 const Scalars& scalars, const Options& options) {
+    int64_t t = 0;
+    // `from` is written to meanwhile: its lines are looked at once, not for each tensor.
+    const Streams* const streams = from.streams.data();
+    const int64_t* const numels = from.numels.data();
+    StepRange step = nullptr;
+    while (!is_complete.load(std::memory_order_acquire)) {
+        if (t == ready.load(std::memory_order_acquire)) {
+            std::this_thread::yield();
+            continue;
+        }
+        if (!step) step = kernels_for("").step(from.layout.param, from.layout.grad, from.layout.state);
+        if (numels[t] > CHUNK || from.layout.state == State::bf16) break;
+        step(streams[t], 0, numels[t], scalars, options);
+        t++;
+    }
+    from.num_stepped = t;
 }
 
 EXPORT const char* thawline_sums_of_squares(const Gathered* from, double* out) {
