@@ -18,6 +18,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from launcher import heartbeat
 from launcher.cluster import EXPECTED_GPUS, EXPECTED_RANKS, threads_per_rank
@@ -144,8 +146,8 @@ def start() -> Runtime:
     # Host collectives (counts, names) go over gloo on GPUs too, so that they never wait for the device.
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     try:
-        store, _, _ = next(dist.rendezvous("env://"))
-        mine = dist.PrefixStore(_attempt(), store)
+        store, _, _ = next(rendezvous("env://"))
+        mine = PrefixStore(_attempt(), store)
         dist.init_process_group(backend, store=mine, rank=rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
