@@ -1,8 +1,9 @@
 """The model folder that a run leaves: loadable by its library without us, and by `load_export` with its processor.
 
-transformers models: what ``from_pretrained`` reads, with tokenizer or image processor. torchvision models:
-``model.safetensors`` and a ``config.json`` with the network's name, the labels and how it wants its images. Both: a
-README.md. Written beside and renamed, so a folder of that name is whole. Called by `walk`; read by `inference`.
+transformers models: what ``from_pretrained`` reads, with tokenizer or image processor, and adapters merged into it.
+torchvision models: ``model.safetensors`` and a ``config.json`` with the network's name, the labels and how it wants its
+images. Both: a README.md. Written beside and renamed, so a folder of that name is whole. Called by `walk`; read by
+`inference`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +24,7 @@ from torch import nn
 
 from launcher import model_card, models
 from launcher.errors import UserError
-from launcher.models import image_spec, torchvision_models, transformers_processors, transformers_source
+from launcher.models import adapters, image_spec, torchvision_models, transformers_processors, transformers_source
 from launcher.models.image_spec import ImageSpec
 from launcher.models.weights import SHARD_BYTES, WeightsReader, load_weights, named_state, write_weights
 from launcher.plan import RunPlan
@@ -66,7 +67,7 @@ def export(
     """Write the model folder from a stage's folder of weights, replacing one that is there. One rank calls this."""
     card = model_card.card(plan, metrics, best.checkpoint if best else None)
     recipe = plan.recipe
-    export_model(recipe.model, recipe.task, plan.labels, Path(plan.recipe_dir), weights, destination, processor, card)
+    export_model(plan.model, recipe.task, plan.labels, Path(plan.recipe_dir), weights, destination, processor, card)
 
 
 def export_model(
@@ -87,12 +88,12 @@ def export_model(
     temporary = destination.with_name(f".writing-{destination.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    with TemporaryDirectory(dir=destination.parent, prefix=".narrowed-") as narrowed:
-        if dtype is not torch.float32:
-            with WeightsReader(weights) as reader:
-                write_weights(_narrowed(reader, dtype), Path(narrowed))
-            weights = Path(narrowed)
-        module = models.skeleton(model, task, labels, recipe_dir).to(dtype).eval()
+    plain = model.model_copy(update={"lora": None})
+    with TemporaryDirectory(dir=destination.parent, prefix=".narrowed-") as changed:
+        if model != plain or dtype is not torch.float32:
+            write_weights(_changed(model, task, labels, recipe_dir, weights, dtype), Path(changed))
+            weights = Path(changed)
+        module = models.skeleton(plain, task, labels, recipe_dir).to(dtype).eval()
         load_weights(module, weights, mapped=True)
         if model.source.startswith(torchvision_models.PREFIX):
             write_weights(named_state(module), temporary)
@@ -170,10 +171,18 @@ def _load_transformers(folder: Path) -> Export:
     return Export(module, processor, labels, config)
 
 
-def _narrowed(reader: WeightsReader, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    for name in sorted(reader.names):
-        tensor = reader.mapped(name)
-        yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
+def _changed(
+    model: Model, task: Task, labels: list[str] | None, recipe_dir: Path, weights: Path, dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights with adapters merged, in fp32 as they were trained, and then in ``dtype``; one at a time."""
+    with WeightsReader(weights) as reader:
+        state: Iterable[tuple[str, torch.Tensor]] = ((name, reader.mapped(name)) for name in sorted(reader.names))
+        if model.lora is not None:
+            module = models.skeleton(model, task, labels, recipe_dir)
+            load_weights(module, weights, mapped=True)
+            state = adapters.merged_state(module)
+        for name, tensor in state:
+            yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _replace(temporary: Path, destination: Path) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from launcher.models.parameter_names import named_parameters
+
 
 class GradientWitness:
     """Adds the name of each trainable parameter to ``seen`` once it has had a gradient other than zero on this rank."""
@@ -20,7 +22,7 @@ class GradientWitness:
         self.seen = seen
         self._handles: dict[str, RemovableHandle] = {
             name: parameter.register_hook(self._listener(name))
-            for name, parameter in module.named_parameters()
+            for name, parameter in named_parameters(module)
             if parameter.requires_grad and name not in seen
         }
 

@@ -20,6 +20,7 @@ from launcher import backends, models, optim, stages
 from launcher.backends import Engine, Parts
 from launcher.checkpoint import Saved
 from launcher.models import recompute
+from launcher.models.parameter_names import named_parameters
 from launcher.models.weights import WeightsReader, load_weights, named_state, write_weights
 from launcher.plan import StagePlan
 from launcher.run import Run
@@ -36,7 +37,7 @@ def open_stage(run: Run, stage: StagePlan, start: Saved, *, carry: bool = False)
     carried = _carried_steps(stage, start) if carry or stage.settings.optimizer_state == "carry" else {}
 
     def load_module(sharding: AbstractContextManager[Any] | None) -> nn.Module:
-        module = models.skeleton(recipe.model, recipe.task, run.plan.labels, run.recipe_dir, sharding)
+        module = models.skeleton(run.plan.model, recipe.task, run.plan.labels, run.recipe_dir, sharding)
         load_weights(module, start.model, sharded=sharding is not None)
         stages.apply(module, stage)
         if stage.settings.gradient_checkpointing is True:  # auto, in a plan of before there was the key: no
@@ -76,7 +77,7 @@ def write_model(run: Run, stage: StagePlan, engine: Engine, start: Saved, folder
             for name, tensor in engine.parameters():
                 keeps_bits = name in trained or tensor.dtype == torch.float32
                 yield name, tensor.float() if keeps_bits else reader.tensor(name)
-            parameters = {name for name, _ in engine.module.named_parameters()}
+            parameters = {name for name, _ in named_parameters(engine.module)}
             for name, tensor in named_state(engine.module):
                 if name not in parameters:
                     yield name, tensor.float() if tensor.is_floating_point() else tensor

@@ -40,6 +40,7 @@ def card(plan: RunPlan, metrics: Mapping[str, float], checkpoint: str | None) ->
         f"# {recipe.name}",
         f"`{recipe.model.source}` ({recipe.model.weights} weights) trained for {recipe.task.kind} in "
         f"{len(plan.stages)} stages with Thawline {__version__}, from {plan.data.train_rows:,} rows.",
+        _adapters(plan),
         "## Results",
         _results(plan, metrics, checkpoint),
         "## Stages",
@@ -63,6 +64,17 @@ def _front_matter(plan: RunPlan) -> str:
     if not is_torchvision and model.weights == "pretrained" and HUB_ID.fullmatch(model.source) and not is_folder:
         lines.append(f"base_model: {model.source}")
     return "\n".join(["---", *lines, "tags: [thawline]", "---"])
+
+
+def _adapters(plan: RunPlan) -> str:
+    lora = plan.model.lora
+    if lora is None:
+        return ""
+    layers = ", ".join(f"`{target}`" for target in lora.targets)
+    return (
+        f"Trained with LoRA adapters of rank {lora.rank} (alpha {lora.alpha}, dropout {lora.dropout:g}) beside the "
+        f"layers {layers}; here they are merged into the weights, and loading them needs the library alone."
+    )
 
 
 def _results(plan: RunPlan, metrics: Mapping[str, float], checkpoint: str | None) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from launcher.models.parameter_names import named_parameters
 from launcher.plan import StagePlan
 from launcher.recipe import SGD, Adam, AdamW
 from thawline_kernels import FusedAdamW
@@ -40,7 +41,7 @@ def build(stage: StagePlan, module: nn.Module, carried: Mapping[str, int]) -> to
         carried: parameter -> optimizer steps it has already seen. Parameters that differ in it get groups of their
             own: ZeRO keeps one step count a group, and bias correction needs the right one.
     """
-    parameters = dict(module.named_parameters())
+    parameters = dict(named_parameters(module))
     groups: list[dict[str, Any]] = []
     for group in stage.groups:
         by_steps: dict[int, list[str]] = {}

@@ -136,6 +136,11 @@ class RunDir:
         return self.path / "model"
 
     @property
+    def adapter(self) -> Path:
+        """The adapters alone, of a run that has some."""
+        return self.path / "adapter"
+
+    @property
     def wandb(self) -> Path:
         """The folder that wandb's client makes its own ``wandb/`` in is the run's; this is that one."""
         return self.path / "wandb"

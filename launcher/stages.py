@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from launcher.errors import TrainingFailed
+from launcher.models.parameter_names import named_parameters
 from launcher.plan import StagePlan
 
 MOST_NAMES = 8
@@ -116,7 +117,7 @@ def apply(module: nn.Module, stage: StagePlan) -> None:
     """Set ``requires_grad`` of every parameter by name, as the plan's groups say. Before the engine is built."""
     trained = stage.trained_names
     known = set()
-    for name, parameter in module.named_parameters():
+    for name, parameter in named_parameters(module):
         parameter.requires_grad_(name in trained)
         known.add(name)
     if not trained <= known:

@@ -25,7 +25,7 @@ from launcher.models.flops import FlopMeter
 from launcher.plan import assumed, fit, memory_plot, search, ways
 from launcher.plan.data_facts import DataFacts
 from launcher.plan.parameters import ModelFacts, groups
-from launcher.recipe import Recipe
+from launcher.recipe import Lora, Recipe
 from launcher.recipe.problems import Origins, unique
 
 _KEY = re.compile(r"(?:data|task|model|batch)(?:\.\w+)+")
@@ -41,6 +41,8 @@ class Survey:
     count: fit.Count
     assumptions: list[str]
     """What was taken for granted because the hub could not be asked; see `plan.assumed`."""
+    adapted: ways.Adapted
+    """The same model with adapters."""
 
     def draw(self, path: Path) -> None:
         """Write a picture of the memory of each stage under each strategy; see `memory_plot.draw`."""
@@ -49,7 +51,7 @@ class Survey:
 
     def shortage(self) -> str | None:
         """What to tell when a stage does not fit its GPUs; see `ways.shortage`."""
-        return ways.shortage(self.plan, self.model, self.count)
+        return ways.shortage(self.plan, self.model, self.count, self.adapted)
 
 
 def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins) -> plan.RunPlan:
@@ -124,7 +126,18 @@ def _look(
     if refused := _checkpointing_problems(recipe, module):
         raise RecipeError([_with_line(problem, origins) for problem in refused])
     count = counter(built, module, cluster, processor)
-    return Survey(search.with_memory(resolved, model_facts, count), model_facts, count, assumptions or [])
+    labels = resolved.labels
+
+    def adapted(lora: Lora) -> tuple[ModelFacts, fit.Count] | None:
+        model = built.model.model_copy(update={"lora": lora})
+        try:
+            facts = models.facts(model, built.task, len(labels) if labels is not None else None, recipe_dir)
+        except UserError:  # its layers have names that peft does not know, or it is torchvision's
+            return None
+        outline = models.outline(model, built.task, labels, recipe_dir)
+        return facts, counter(built, outline, cluster, processor)
+
+    return Survey(search.with_memory(resolved, model_facts, count), model_facts, count, assumptions or [], adapted)
 
 
 def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fit.Count:

@@ -14,7 +14,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from launcher import checkpoint, data, distributed, export, hub_access, models, nvme, session, split_stages, tasks
+from launcher import (
+    adapter_folder,
+    checkpoint,
+    data,
+    distributed,
+    export,
+    hub_access,
+    models,
+    nvme,
+    session,
+    split_stages,
+    tasks,
+)
 from launcher.checkpoint import Best, Position, Saved
 from launcher.distributed import Runtime
 from launcher.errors import EnvironmentProblem, FollowsFirst, UserError
@@ -145,7 +157,7 @@ def first_checkpoint(run: Run) -> Saved:
 
     def make() -> None:
         scratch.mkdir(exist_ok=True)
-        model, task = recipe.model, recipe.task
+        model, task = plan.model, recipe.task
         made.append(models.materialise(model, task, plan.labels, recipe.seed, run.recipe_dir, scratch=scratch))
 
     def write(folder: Path) -> None:
@@ -200,6 +212,9 @@ def finish(run: Run, last: Saved, processor: object) -> None:
         run.tracker.say(f"the best checkpoint, {last.position.best.checkpoint}, is damaged: the last is exported")
     metrics = best.metrics if best else last.position.metrics
     export.export(run.plan, source / "model", run.run_dir.model, processor, metrics, best)
+    has_adapters = run.plan.model.lora is not None
+    if has_adapters and (why := adapter_folder.write(run.plan, source / "model", run.run_dir.adapter)):
+        run.tracker.say(f"there is no adapter/, and model/ has them merged: {why}")
     run.tracker.finished("finished", summary(run, metrics, best), metrics)
 
 

@@ -30,6 +30,7 @@ from launcher.backends.engine import (
     state_tensors,
     storage_bytes,
 )
+from launcher.models.parameter_names import named_parameters, parameter_of
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 MASTERS = ("low", "master")
@@ -142,19 +143,19 @@ class DataParallelEngine(Engine):
         return StepResult(grad_norm=norm, taken=math.isfinite(norm))
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in named_parameters(self.module):
             has_master = self.is_cast and parameter.requires_grad
             yield name, cast(KeepsMasters, self.optimizer).full_value(parameter) if has_master else parameter.detach()
 
     def optimizer_state(self, keys: tuple[str, ...]) -> Iterator[tuple[str, int, dict[str, torch.Tensor]]]:
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in named_parameters(self.module):
             state = self.optimizer.state.get(parameter, {})
             tensors = {key: state[key].detach().float().cpu() for key in keys if state.get(key) is not None}
             if tensors:
                 yield name, int(state.get("step", 0)), tensors
 
     def set_optimizer_state(self, name: str, steps: int, tensors: dict[str, torch.Tensor]) -> None:
-        parameter = self.module.get_parameter(name)
+        parameter = parameter_of(self.module, name)
         state: dict[str, Any] = self.optimizer.state[parameter]
         state["step"] = torch.tensor(float(steps))
         for key, value in tensors.items():

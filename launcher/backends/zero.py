@@ -27,6 +27,7 @@ from deepspeed.utils import (
 from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
+from launcher.backends import zero_linear
 from launcher.backends.engine import (
     Engine,
     Parts,
@@ -39,6 +40,7 @@ from launcher.backends.engine import (
     storage_bytes,
 )
 from launcher.costs import memory
+from launcher.models.parameter_names import named_parameters, parameter_of
 from launcher.plan import StagePlan
 
 TAG = "engine"
@@ -82,6 +84,8 @@ def _wrapped(
     # device. While training it must know: some models keep their ranks in step under ZeRO-3 only if they do.
     unset_hf_deepspeed_config()
     module = parts.load_module(sharding)
+    if stage.zero_stage == 3:
+        zero_linear.replace()
     refuse_mixed_norms(module, stage)
     set_hf_deepspeed_config(plugin.dschf)
     engine, _ = accelerator.prepare(module, parts.make_optimizer(module))
@@ -144,7 +148,7 @@ class ZeroEngine(Engine):
 
     def restore_masters(self, parts: Parts) -> None:
         """Give the fp32 masters the exact value of the stage's start, which the low-precision module has rounded."""
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in named_parameters(self.module):
             if not parameter.requires_grad:
                 continue
             value = parts.start_tensor(name).to(parts.runtime.device)
@@ -173,7 +177,7 @@ class ZeroEngine(Engine):
         return StepResult(grad_norm=grad_norm, taken=not overflow)
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in named_parameters(self.module):
             if parameter.requires_grad and (self.stage.zero_stage == 3 or self.dtype != torch.float32):
                 yield name, safe_get_full_fp32_param(parameter).detach()
             elif self.stage.zero_stage == 3:
@@ -184,7 +188,7 @@ class ZeroEngine(Engine):
 
     def optimizer_state(self, keys: tuple[str, ...]) -> Iterator[tuple[str, int, dict[str, torch.Tensor]]]:
         flats = {parameter: flat for members, flat in self._flat_groups() for parameter in members}
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in named_parameters(self.module):
             state = self.optimizer.state.get(flats[parameter], {}) if parameter.requires_grad else {}
             # A group none of whose parameters ever had a gradient has no state; then it has none on any rank.
             found = {key: self._whole_state(parameter, state[key], key) for key in keys if key in state}
@@ -203,7 +207,7 @@ class ZeroEngine(Engine):
         return whole.view(parameter.shape).cpu()
 
     def set_optimizer_state(self, name: str, steps: int, tensors: dict[str, torch.Tensor]) -> None:
-        parameter = self.module.get_parameter(name)
+        parameter = parameter_of(self.module, name)
         flat = next(flat for members, flat in self._flat_groups() if any(p is parameter for p in members))
         state = self.optimizer.state[flat]
         state.setdefault("step", torch.tensor(float(steps)))
@@ -268,6 +272,7 @@ class ZeroEngine(Engine):
         held = list(_tensors_in([vars(self.engine.optimizer), self.optimizer.state, *self._of_parameters()]))
         self.accelerator.free_memory(self.engine)
         self.engine.destroy()
+        zero_linear.restore()
         del self.engine, self.module, self.optimizer
         release(held)
         super().close()

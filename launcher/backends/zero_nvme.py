@@ -25,6 +25,7 @@ from launcher.backends.swap_files import SwapFiles
 from launcher.backends.zero import ZeroEngine, deepspeed_config, wrapped
 from launcher.costs import memory
 from launcher.errors import EnvironmentProblem
+from launcher.models.parameter_names import named_parameters, parameter_of
 
 
 def build(parts: Parts) -> Engine:
@@ -69,13 +70,13 @@ class NvmeEngine(ZeroEngine):
         self.swapped = SwapFiles(engine.optimizer, parts.runtime.rank, folder)
 
     def restore_masters(self, parts: Parts) -> None:
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in named_parameters(self.module):
             if parameter.requires_grad:
                 value = parts.start_tensor(name).to(parts.runtime.device)
                 self.swapped.part(parameter).copy_(self._shard(parameter, value))
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in named_parameters(self.module):
             if parameter.requires_grad:
                 yield name, self.swapped.whole(parameter)
             else:
@@ -86,7 +87,7 @@ class NvmeEngine(ZeroEngine):
         return self.swapped.whole(parameter, key).cpu()
 
     def set_optimizer_state(self, name: str, steps: int, tensors: dict[str, torch.Tensor]) -> None:
-        parameter = self.module.get_parameter(name)
+        parameter = parameter_of(self.module, name)
         self.swapped.give_state(self.swapped.index_of(parameter), [*tensors], torch.tensor(float(steps)))
         for key, value in tensors.items():
             self.swapped.part(parameter, key).copy_(self._shard(parameter, value))

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from launcher.models.parameter_names import is_adapter, plain
 from launcher.plan.parameters import ModelFacts, ParameterFacts
 
 MOSTLY = 0.8
@@ -21,15 +22,19 @@ Block = tuple[str, ...]
 """Name prefixes, each ending with a dot."""
 
 
-def facts_of(module: nn.Module, layers: Sequence[Block], head: Sequence[str], config: dict[str, Any]) -> ModelFacts:
-    """The facts of a built model."""
+def facts_of(
+    module: nn.Module, layers: Sequence[Block], head: Sequence[str], config: dict[str, Any],
+    lora_targets: tuple[str, ...] | None = None,
+) -> ModelFacts:  # fmt: skip
+    """The facts of a built model, with its adapters; layers and head are those of the model without."""
     return ModelFacts(
         parameters=tuple(
             ParameterFacts(
-                name=name,
+                name=plain(name),
                 shape=tuple(getattr(parameter, "ds_shape", parameter.shape)),
                 dtype=str(parameter.dtype).removeprefix("torch."),
                 decays=_decays(owner, name, parameter),
+                is_adapter=is_adapter(name),
             )
             for owner, name, parameter in _owned_parameters(module)
         ),
@@ -37,6 +42,7 @@ def facts_of(module: nn.Module, layers: Sequence[Block], head: Sequence[str], co
         head=tuple(head),
         config=config,
         has_batch_norm=any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()),
+        lora_targets=lora_targets,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,16 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import set_zero3_state
 
 from launcher.errors import UserError
-from launcher.models import architecture, on_disk, torchvision_models, transformers_models, transformers_processors
+from launcher.models import (
+    adapters,
+    architecture,
+    on_disk,
+    torchvision_models,
+    transformers_models,
+    transformers_processors,
+)
 from launcher.models.head_init import init_head
+from launcher.models.parameter_names import is_adapter
 from launcher.plan.parameters import ModelFacts
 from launcher.recipe import CausalLM, ImageClassification, Model, Task
 
@@ -74,6 +82,17 @@ class _Blueprint:
         config.label2id = {label: index for index, label in enumerate(labels)}
         return _Blueprint(self.model, self.task, labels, config)
 
+    def adapt(self, module: nn.Module, targets: Sequence[str] = ()) -> None:
+        """Put the recipe's adapters into a module that was built without.
+
+        Args:
+            targets: of ``auto``, what it comes to; the plan's model has them already.
+        """
+        if self.model.lora is not None:
+            resolved = targets or adapters.targets_of(module, self.model.lora, ())
+            with init_empty_weights() if any(p.is_meta for p in module.parameters()) else nullcontext():
+                adapters.inject(module, self.model.lora, resolved)
+
     def layers_of(self, module: nn.Module, head: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
         if self.config is None:
             return architecture.torchvision_layers(module, head)
@@ -94,7 +113,11 @@ def facts(model: Model, task: Task, num_labels: int | None, recipe_dir: Path) ->
     if model.head.init != "default":
         _require_own_head(model, task, module)
     config = {"architecture": type(module).__name__, **_sizes(blueprint)}
-    return architecture.facts_of(module, blueprint.layers_of(module, head), head, config)
+    layers, targets = blueprint.layers_of(module, head), None
+    if model.lora is not None:
+        targets = adapters.targets_of(module, model.lora, head)
+        blueprint.adapt(module, targets)
+    return architecture.facts_of(module, layers, head, config, targets)
 
 
 def configuration(model: Model, task: Task, labels: list[str] | None, recipe_dir: Path) -> Any:
@@ -154,6 +177,10 @@ def materialise(
         _require_own_head(model, task, module)
         on_disk.widen(module, architecture.names_under(module, head))
         init_head(module, head, model.head.init, seed)
+    with _unseen_randomness(seed):
+        blueprint.adapt(module)
+    on_disk.widen(module, [name for name, _ in module.named_parameters() if is_adapter(name)])
+    adapters.initialise(module, seed)
     return module
 
 
@@ -171,10 +198,14 @@ def skeleton(
     """
     blueprint = _blueprint(model, task, labels, recipe_dir)
     module = _empty(blueprint)
-    if sharding is not None:
+    if sharding is None:
+        with _unseen_randomness(DEFAULT_SEED):
+            blueprint.adapt(module)
+    else:
         plain = module
         with _unseen_randomness(DEFAULT_SEED), no_init_weights(), set_zero3_state(), sharding:
             module = blueprint.build()
+            blueprint.adapt(module)
         _tie(module)
         _copy_buffers(plain, module)
     if blueprint.config is not None:
@@ -186,6 +217,7 @@ def outline(model: Model, task: Task, labels: list[str] | None, recipe_dir: Path
     """As `skeleton`, sooner, and the values of its buffers mean nothing: for who looks at shapes alone."""
     blueprint = _blueprint(model, task, labels, recipe_dir)
     module = _empty(blueprint, with_buffers=False)
+    blueprint.adapt(module)
     if blueprint.config is not None:
         transformers_models.set_padding(module, task, model, recipe_dir)
     return module
@@ -194,6 +226,8 @@ def outline(model: Model, task: Task, labels: list[str] | None, recipe_dir: Path
 def _blueprint(model: Model, task: Task, labels: list[str] | None, recipe_dir: Path) -> _Blueprint:
     if _is_torchvision(model):
         torchvision_models.network_name(model, task)
+        if model.lora is not None:
+            raise UserError("model.lora: adapters are for models of transformers; take it out")
         return _Blueprint(model, task, labels, None)
     return _Blueprint(model, task, labels, transformers_models.configuration(model, task, labels, recipe_dir))
 

@@ -82,9 +82,28 @@ def _again(module: nn.Module) -> Run:
     norms = [child for child in module.modules() if isinstance(child, _NormBase) and child.track_running_stats]
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _on_copies(norms)
+        return nullcontext(), _apart(norms)
 
     return partial(checkpoint, use_reentrant=False, context_fn=contexts, early_stop=False)
+
+
+@contextmanager
+def _apart(norms: list[_NormBase]) -> Iterator[None]:
+    """The run in the backward: on copies of running statistics, and keeping the values of weights."""
+    with _on_copies(norms), _keeping_values():
+        yield
+
+
+@contextmanager
+def _keeping_values() -> Iterator[None]:
+    """Meanwhile what is kept of a frozen weight is its values, as of one that trains.
+
+    torch's checkpoint keeps the parameter itself, which ZeRO-3 has emptied when the backward asks for it: that of a
+    block's last module runs after the block's parameters were freed again.
+    """
+    pack, unpack = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: pack(tensor.detach()), unpack):
+        yield
 
 
 @contextmanager

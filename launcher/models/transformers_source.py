@@ -55,7 +55,9 @@ def locate(model: Model, recipe_dir: Path) -> str:
 def original_configuration(model: Model, recipe_dir: Path) -> Any:
     """The configuration as it came, before the recipe's labels and dropout; the caller may change it."""
     location = locate(model, recipe_dir)
-    return copy.deepcopy(_gguf_configuration(location, model)) if model.gguf_file else _configuration(location, model)
+    if not model.gguf_file:
+        return _configuration(location, model)
+    return copy.deepcopy(_gguf_configuration(location, model.model_copy(update={"lora": None})))  # it has no part in it
 
 
 def _configuration(location: str, model: Model) -> Any:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from launcher.errors import EnvironmentProblem, TrainingFailed
+from launcher.models.parameter_names import named_parameters, plain
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -34,7 +35,7 @@ class WeightsMismatch(TrainingFailed):
 
 def named_state(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters, then persistent buffers, each tensor once under its first name: what a folder of weights holds."""
-    yield from module.named_parameters()
+    yield from named_parameters(module)
     persistent = module.state_dict(keep_vars=True).keys()
     yield from ((name, buffer) for name, buffer in module.named_buffers() if name in persistent)
 
@@ -213,7 +214,7 @@ def _fill(module: nn.Module, tensor: Callable[[str], torch.Tensor]) -> None:
     alive: dict[int, nn.Parameter] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if id(parameter) not in alive:
-            value = tensor(name).to(parameter.dtype)
+            value = tensor(plain(name)).to(parameter.dtype)
             if parameter.is_meta:
                 alive[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
             else:
@@ -227,7 +228,7 @@ def _fill_sharded(module: nn.Module, reader: WeightsReader) -> None:
     import deepspeed
 
     is_first = torch.distributed.get_rank() == 0
-    for name, parameter in module.named_parameters():
+    for name, parameter in named_parameters(module):
         # All ranks must enter in the same order; on leaving, rank 0's value is broadcast and partitioned.
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             if is_first:

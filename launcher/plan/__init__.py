@@ -8,9 +8,10 @@ search                   the fastest way that fits; ways: those near it when non
 assumed                  the facts where the data are not here
 saved                    the plan of a run's folder; measured_time: its estimates against what was measured
 free_space               checkpoints against the file system of the run's folder
-table, memory_table, memory_plot   what `thawline plan` shows
+table, memory_table, memory_plot, as_json   what `thawline plan` shows
 """
 
+from launcher.plan.as_json import plan_json
 from launcher.plan.run_plan import (
     LARGEST_AUTO_MICRO_SIZE,
     BatchPlan,
@@ -18,7 +19,6 @@ from launcher.plan.run_plan import (
     Planned,
     RunPlan,
     StagePlan,
-    plan_json,
     resolve,
     resolve_batch,
     resolve_precision,

@@ -5,8 +5,9 @@ Pure: it works on `ModelFacts` (names and shapes), never on a model, and imports
 facts; `plan` resolves stages with `groups`.
 
 Patterns:
-    all, head, backbone      ``backbone`` is all but the head
-    layers[5], layers[-2:]   the model's own blocks in depth order, counted as Python counts
+    all, head, backbone      ``backbone`` is all but the head and the adapters
+    lora                     the adapters of ``model.lora``
+    layers[5], layers[-2:]   the model's own blocks in depth order, counted as Python counts; without their adapters
     bert.pooler              a parameter or a module by name
     *.attention.*, layer[34].*   a glob over names; ``*`` crosses dots; it may stop at a module
     re:layer\\.[0-3]\\.       a regular expression, searched for anywhere in the name
@@ -28,7 +29,7 @@ from typing import Any
 from launcher.errors import Problem, RecipeError, UserError
 from launcher.recipe import Stage
 
-ALIASES = ("all", "head", "backbone")
+ALIASES = ("all", "head", "backbone", "lora")
 LAYERS_PATTERN = re.compile(r"layers\[(?P<first>-?\d+)?(?P<slice>:)?(?P<last>-?\d+)?\]")
 
 
@@ -47,12 +48,14 @@ class ParameterFacts:
     """One parameter."""
 
     name: str
-    """As ``named_parameters()`` gives it; a tied one under its first name."""
+    """As `models.parameter_names` gives it; a tied one under its first name."""
     shape: tuple[int, ...]
     dtype: str
     """Without the ``torch.``: ``float32``."""
     decays: bool
     """Whether weight decay applies: not to biases, norms and other one-dimensional parameters."""
+    is_adapter: bool = False
+    """Whether it came with ``model.lora``."""
 
     @property
     def numel(self) -> int:
@@ -75,6 +78,8 @@ class ModelFacts:
 
     has_batch_norm: bool = False
     """Whether any module keeps running statistics of batches."""
+    lora_targets: tuple[str, ...] | None = None
+    """What ``model.lora.targets`` comes to: the ends of names, or whole ones. None: there are no adapters."""
 
     @property
     def architecture(self) -> str:
@@ -204,7 +209,9 @@ def _matches(pattern: str, facts: ModelFacts) -> list[str]:
     names = [parameter.name for parameter in facts.parameters]
     if pattern in ALIASES:
         heads = set(_under(facts.head, facts))
-        found = [name for name in names if pattern == "all" or (name in heads) == (pattern == "head")]
+        base = {name: "head" if name in heads else "backbone" for name in names}
+        part_of = base | {parameter.name: "lora" for parameter in facts.parameters if parameter.is_adapter}
+        found = [name for name in names if pattern in ("all", part_of[name])]
     elif pattern == "layers" or pattern.startswith("layers["):
         found = _layers(pattern, facts)
     elif pattern.startswith("re:"):
@@ -237,7 +244,8 @@ def _layers(pattern: str, facts: ModelFacts) -> list[str]:
     if not chosen:
         reason = f"names no layer: {facts.architecture} has {count}, layers[0] to layers[{count - 1}]"
         raise PatternError(pattern, reason)
-    return [name for block in chosen for name in _under(block, facts)]
+    own = {parameter.name for parameter in facts.parameters if not parameter.is_adapter}
+    return [name for block in chosen for name in _under(block, facts) if name in own]
 
 
 def _searched(pattern: str, names: Sequence[str]) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,7 +19,7 @@ from launcher.costs.step_time import StepTime
 from launcher.errors import EnvironmentProblem, Problem, RecipeError
 from launcher.plan.data_facts import DataFacts
 from launcher.plan.parameters import Group, ModelFacts, groups
-from launcher.recipe import Recipe, Stage
+from launcher.recipe import Model, Recipe, Stage
 from launcher.recipe.types import interval_steps
 
 LARGEST_AUTO_MICRO_SIZE = 32
@@ -132,6 +131,16 @@ class RunPlan(Planned):
     """Label names in the order of their ids; None for tasks without labels."""
     data: DataFacts
     stages: list[StagePlan]
+    lora_targets: list[str] | None = None
+    """What ``model.lora.targets`` comes to; see `parameters.ModelFacts`. None: there are no adapters."""
+
+    @property
+    def model(self) -> Model:
+        """The recipe's, with nothing left to choose."""
+        model = self.recipe.model
+        if model.lora is None:
+            return model
+        return model.model_copy(update={"lora": model.lora.model_copy(update={"targets": self.lora_targets})})
 
     def best_metric(self) -> str | None:
         """The metric that chooses what is exported; the last stage that names one decides."""
@@ -155,6 +164,11 @@ def resolve(
             stages.append(_resolve_stage(index, stage, cluster, model_facts, data_facts))
         except RecipeError as error:
             problems.extend(error.problems)
+    adapters = {parameter.name for parameter in model_facts.parameters if parameter.is_adapter}
+    if adapters and not problems and not any(stage.trained_names & adapters for stage in stages):
+        problems.append(
+            Problem("model.lora", "no stage trains the adapters; add lora to a stage's train, or take it out")
+        )
     if problems:
         raise RecipeError(problems)
     return RunPlan(
@@ -164,6 +178,7 @@ def resolve(
         labels=data_facts.labels,
         data=data_facts,
         stages=stages,
+        lora_targets=None if model_facts.lora_targets is None else list(model_facts.lora_targets),
     )
 
 
@@ -281,39 +296,3 @@ def resolve_precision(stage: Stage, cluster: Cluster) -> str:
             f"precision bf16 in stage {stage.name}: this GPU ({cluster.gpu_kind}) has no bf16; use fp16 or auto"
         )
     return asked
-
-
-def plan_json(plan: RunPlan) -> dict[str, Any]:
-    """What ``thawline plan --json`` prints: the plan without the parameter names."""
-    return {
-        "recipe": plan.recipe.name,
-        "cluster": plan.cluster.model_dump(mode="json"),
-        "data": plan.data.model_dump(mode="json"),
-        "stages": [_stage_json(stage) for stage in plan.stages],
-    }
-
-
-def _stage_json(stage: StagePlan) -> dict[str, Any]:
-    return {
-        "name": stage.name,
-        "parameters": {"trainable": stage.trainable, "frozen": stage.frozen},
-        "groups": [group.model_dump(exclude={"names"}) for group in stage.groups],
-        "sharding": stage.settings.sharding.model_dump(),
-        "gradient_checkpointing": stage.settings.gradient_checkpointing,
-        "batch": {
-            "global": stage.batch.global_size,
-            "micro": stage.batch.micro_size,
-            "accumulation": stage.batch.accumulation,
-            "ranks": stage.batch.ranks,
-        },
-        "precision": stage.settings.precision,
-        "schedule": stage.settings.schedule.model_dump(),
-        "steps": stage.steps,
-        "steps_per_epoch": stage.steps_per_epoch,
-        "epochs": stage.steps / stage.steps_per_epoch if stage.steps_per_epoch else None,
-        "memory": stage.memory.model_dump() if stage.memory else None,
-        "fits": stage.fits,
-        "why": stage.why,
-        "disk": stage.disk.model_dump() if stage.disk else None,
-        "step_time": stage.time.model_dump() if stage.time else None,
-    }

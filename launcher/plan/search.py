@@ -55,12 +55,13 @@ class Candidate:
 
 def with_memory(plan: RunPlan, facts: ModelFacts, count: Count) -> RunPlan:
     """The plan with each stage's memory and time, and what the recipe leaves open chosen: the fastest that fits."""
-    settled = [_settled(plan, stage, facts, count) for stage in plan.stages]
-    stages = [stage.model_copy(update={"disk": fit.stage_disk(stage, facts)}) for stage in settled]
+    found = [settled(plan, stage, facts, count) for stage in plan.stages]
+    stages = [stage.model_copy(update={"disk": fit.stage_disk(stage, facts)}) for stage in found]
     return plan.model_copy(update={"stages": stages})
 
 
-def _settled(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -> StagePlan:
+def settled(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -> StagePlan:
+    """One stage of `with_memory`; the others have no part in it."""
     asked = plan.recipe.stages[stage.index]
     first = fit.verdict(stage, plan.cluster, facts, count)
     ways = list(_open_ways(stage, asked, plan.cluster, facts))

@@ -5,21 +5,26 @@ Owns what ``thawline plan`` suggests, each tried by `fit` before it is told. Pur
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from launcher.cluster import Cluster
 from launcher.errors import RecipeError
 from launcher.plan import fit, micro_size
 from launcher.plan.fit import Count
-from launcher.plan.parameters import ModelFacts, groups
-from launcher.plan.run_plan import GroupPlan, RunPlan, StagePlan
-from launcher.plan.search import LADDER, ladder, refuses_zero
-from launcher.recipe import ImageClassification
+from launcher.plan.parameters import ModelFacts, groups, select
+from launcher.plan.run_plan import GroupPlan, RunPlan, StagePlan, resolve
+from launcher.plan.search import LADDER, ladder, refuses_zero, settled
+from launcher.recipe import ImageClassification, Lora
 
 MOST_WAYS = 3
 SHORTEST = 64
 """Tokens; texts are not cut shorter than this."""
+RANK = 16
+"""Of the adapters that are suggested."""
+Adapted = Callable[[Lora], tuple[ModelFacts, Count] | None]
+"""The model with adapters, and what counts its activations; None: nobody knows where they would go."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +37,16 @@ class Way:
     cluster: Cluster
     length: int | None = None
     """Tokens of a text, if it changes."""
+    adapted: tuple[ModelFacts, Count] | None = None
+    """The model, if it changes, and what counts its activations."""
 
 
-def shortage(plan: RunPlan, facts: ModelFacts, count: Count) -> str | None:
+def shortage(plan: RunPlan, facts: ModelFacts, count: Count, adapted: Adapted = lambda lora: None) -> str | None:
     """What to tell when a stage does not fit its GPUs: what is missing, and what would fit. None when all do."""
     lines = []
     for stage in plan.stages:
         if stage.fits is False and plan.cluster.gpus_per_node:
-            ways = list(_ways(plan, stage, facts, count))
+            ways = list(_ways(plan, stage, facts, count, adapted))
             lines.append(f"stage {stage.name}: {stage.why}")
             rung = LADDER[0] if refuses_zero(stage, facts) else ladder(stage, plan.cluster)[-1]
             last = fit.verdict(fit.sharded(stage, *rung), plan.cluster, facts, count).why
@@ -48,19 +55,19 @@ def shortage(plan: RunPlan, facts: ModelFacts, count: Count) -> str | None:
     return "\n".join(lines) or None
 
 
-def _ways(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) -> Iterator[str]:
-    """At most `MOST_WAYS` changes under which the stage fits, the smallest of each kind; two at once only where no
-    single one of the recipe does."""
+def _ways(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count, adapted: Adapted) -> Iterator[str]:
+    """At most `MOST_WAYS` changes under which the stage fits, the smallest of each kind, and first those that change
+    nothing of what is learned; two at once only where no single one of the recipe does."""
     kinds = (
-        _other_strategies, _recomputing, _smaller_micro_sizes, _fewer_layers, _shorter_texts, _more_nodes,
-        _strategies_and_micro_sizes,
+        _other_strategies, _recomputing, _smaller_micro_sizes, _fewer_layers, _more_nodes, _shorter_texts,
+        partial(_adapters, adapted=adapted), _strategies_and_micro_sizes,
     )  # fmt: skip
     num_found = 0
     for kind in kinds:
         if kind is _strategies_and_micro_sizes and num_found:
             return
         for way in kind(plan, stage, facts):
-            found = fit.verdict(way.stage, way.cluster, facts, count, way.length)
+            found = fit.verdict(way.stage, way.cluster, *(way.adapted or (facts, count)), way.length)
             if found.memory and found.fits:
                 num_found += 1
                 yield f"{way.words} ({fit.gib(found.memory.peak_bytes)})"
@@ -130,3 +137,21 @@ def _more_nodes(plan: RunPlan, stage: StagePlan, facts: ModelFacts) -> Iterator[
             update={"micro_size": micro, "accumulation": per_rank // micro, "ranks": machines.ranks}
         )
         yield Way(f"{machines.ranks} GPUs: --nodes {nodes}", stage.model_copy(update={"batch": spread}), machines)
+
+
+def _adapters(plan: RunPlan, stage: StagePlan, facts: ModelFacts, adapted: Adapted) -> Iterator[Way]:
+    """Adapters instead of what the stage trains, with the head if it trains all of that; what the recipe leaves open is
+    chosen anew, as the changed recipe's plan will."""
+    recipe, asked, lora = plan.recipe, plan.recipe.stages[stage.index], Lora(rank=RANK)
+    if recipe.model.lora is not None or (found := adapted(lora)) is None:
+        return
+    heads = set(select(["head"], facts))
+    for train in [["head", "lora"], ["lora"]] if heads <= stage.trained_names else [["lora"]]:
+        stages = [*recipe.stages]
+        stages[stage.index] = asked.model_copy(update={"train": train, "learning_rates": {}})
+        model = recipe.model.model_copy(update={"lora": lora})
+        changed = recipe.model_copy(update={"model": model, "stages": stages})
+        resolved = resolve(changed, plan.recipe_dir, plan.cluster, found[0], plan.data)
+        besides = " and learning_rates: {}" if asked.learning_rates else ""
+        words = f"model.lora: {{rank: {RANK}}} and train: [{', '.join(train)}]{besides}"
+        yield Way(words, settled(resolved, resolved.stages[stage.index], *found), plan.cluster, adapted=found)

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
 from launcher.errors import Problem
-from launcher.recipe import CausalLM, ImageClassification, Recipe, Stage
+from launcher.recipe import CausalLM, ImageClassification, Recipe, lora_rules
 from launcher.recipe import slurm as slurm_options
 from launcher.recipe.allowed import joined
 from launcher.recipe.data import HubData, ImageFolderData, TableData
+from launcher.recipe.places import stages, where_of
 
 Rule = Callable[[Recipe], Iterator[Problem]]
 
@@ -34,7 +35,7 @@ def stage_names_are_unique(recipe: Recipe) -> Iterator[Problem]:
 
 
 def exactly_one_of_epochs_and_steps(recipe: Recipe) -> Iterator[Problem]:
-    for where, stage in _stages(recipe):
+    for where, stage in stages(recipe):
         if stage.epochs is not None and stage.steps is not None:
             both = f"both steps: {stage.steps} and epochs: {stage.epochs} are set"
             yield Problem(f"{where}.steps", f"{both}; keep one and take the other out, or set it to null")
@@ -43,7 +44,7 @@ def exactly_one_of_epochs_and_steps(recipe: Recipe) -> Iterator[Problem]:
 
 
 def micro_size_divides_global_size(recipe: Recipe) -> Iterator[Problem]:
-    for where, stage in _stages(recipe):
+    for where, stage in stages(recipe):
         micro, whole = stage.batch.micro_size, stage.batch.global_size
         if micro != "auto" and whole % micro:
             divisors = [size for size in range(1, whole + 1) if whole % size == 0]
@@ -53,14 +54,14 @@ def micro_size_divides_global_size(recipe: Recipe) -> Iterator[Problem]:
 
 
 def nesterov_needs_momentum(recipe: Recipe) -> Iterator[Problem]:
-    for where, stage in _stages(recipe):
+    for where, stage in stages(recipe):
         if stage.optimizer.kind == "sgd" and stage.optimizer.nesterov and stage.optimizer.momentum == 0:
             message = "true needs a momentum above 0, which is 0; set optimizer.momentum, such as 0.9"
             yield Problem(f"{where}.optimizer.nesterov", message)
 
 
 def offload_needs_zero(recipe: Recipe) -> Iterator[Problem]:
-    for where, stage in _stages(recipe):
+    for where, stage in stages(recipe):
         strategy = stage.sharding.strategy
         if stage.sharding.offload != "none" and strategy in ("auto", "ddp"):
             asked = "auto, which chooses itself" if strategy == "auto" else strategy
@@ -69,7 +70,7 @@ def offload_needs_zero(recipe: Recipe) -> Iterator[Problem]:
 
 
 def nvme_needs_zero3(recipe: Recipe) -> Iterator[Problem]:
-    for where, stage in _stages(recipe):  # DeepSpeed swaps under ZeRO-3 alone, and fp32 tensors
+    for where, stage in stages(recipe):  # DeepSpeed swaps under ZeRO-3 alone, and fp32 tensors
         path, is_swapped = stage.sharding.nvme_path, stage.sharding.offload == "nvme"
         if path is not None and not is_swapped:
             message = f"{path!r} is for offload: nvme; write that, or take it out"
@@ -87,7 +88,7 @@ def nvme_needs_zero3(recipe: Recipe) -> Iterator[Problem]:
 
 def master_needs_bf16_under_ddp(recipe: Recipe) -> Iterator[Problem]:
     """ZeRO hands the optimizer fp32 partitions, which are the masters; a module in fp32 is its own."""
-    for where, stage in _stages(recipe):
+    for where, stage in stages(recipe):
         if stage.optimizer.kind != "adamw" or stage.optimizer.master == "none":
             continue
         message = f"{stage.optimizer.master!r} is for precision: bf16 under sharding.strategy: ddp, but"
@@ -104,7 +105,7 @@ def master_needs_bf16_under_ddp(recipe: Recipe) -> Iterator[Problem]:
 
 def first_stage_carries_nothing(recipe: Recipe) -> Iterator[Problem]:
     if recipe.stages[0].optimizer_state == "carry":
-        where = f"{_where(recipe, 0)}.optimizer_state"
+        where = f"{where_of(recipe, 0)}.optimizer_state"
         yield Problem(where, "'carry' in the first stage, before which there is no state; take it out")
 
 
@@ -114,7 +115,7 @@ def carry_needs_the_same_optimizer(recipe: Recipe) -> Iterator[Problem]:
         if stage.optimizer_state == "carry" and stage.optimizer.kind != last.optimizer.kind:
             kinds = f"{last.name} trains with {last.optimizer.kind}, {stage.name} with {stage.optimizer.kind}"
             message = f"'carry' takes over the state of the same kind of optimizer, but {kinds}; write reset"
-            yield Problem(f"{_where(recipe, index)}.optimizer_state", message)
+            yield Problem(f"{where_of(recipe, index)}.optimizer_state", message)
 
 
 # --- what the task takes ----------------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def labels_are_at_least_two_and_distinct(recipe: Recipe) -> Iterator[Problem]:
 
 def best_is_a_metric_of_the_task(recipe: Recipe) -> Iterator[Problem]:
     metrics = recipe.task.METRICS
-    for where, stage in _stages(recipe):
+    for where, stage in stages(recipe):
         best = stage.evaluate.best
         if best is not None and best not in metrics:
             message = f"{best!r} is not a metric of {recipe.task.kind}{_did_you_mean(best, metrics)}"
@@ -147,7 +148,7 @@ def best_is_a_metric_of_the_task(recipe: Recipe) -> Iterator[Problem]:
 
 def best_is_the_same_everywhere(recipe: Recipe) -> Iterator[Problem]:
     """One model is exported, so one metric chooses it."""
-    named = [(where, stage.evaluate.best) for where, stage in _stages(recipe) if stage.evaluate.best is not None]
+    named = [(where, stage.evaluate.best) for where, stage in stages(recipe) if stage.evaluate.best is not None]
     for where, best in named[1:]:
         if best != named[0][1]:
             message = f"{best!r} differs from {named[0][1]!r} of {named[0][0]}; one metric chooses what is exported"
@@ -155,7 +156,7 @@ def best_is_the_same_everywhere(recipe: Recipe) -> Iterator[Problem]:
 
 
 def best_needs_an_evaluation(recipe: Recipe) -> Iterator[Problem]:
-    named = [(where, stage.evaluate.best) for where, stage in _stages(recipe) if stage.evaluate.best]
+    named = [(where, stage.evaluate.best) for where, stage in stages(recipe) if stage.evaluate.best]
     if not named:
         return
     where, best = named[0]
@@ -164,7 +165,7 @@ def best_needs_an_evaluation(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(f"{where}.evaluate.best", message)
     elif (last := recipe.stages[-1].evaluate).best and last.every == "never":
         message = "'never' in the last stage, so evaluate.best can never choose its weights; write end, or best: null"
-        yield Problem(f"{_where(recipe, len(recipe.stages) - 1)}.evaluate.every", f"{message} to export its last ones")
+        yield Problem(f"{where_of(recipe, -1)}.evaluate.every", f"{message} to export its last ones")
     if _has_no_validation(recipe):
         message = f"{best!r} needs validation rows, but data.split.validation is 0 and data.files names none"
         yield Problem(f"{where}.evaluate.best", f"{message}; give it a share such as 0.1, or take best out")
@@ -240,7 +241,7 @@ def split_keys_are_read(recipe: Recipe) -> Iterator[Problem]:
 
 
 def evaluate_micro_size_is_read(recipe: Recipe) -> Iterator[Problem]:
-    for where, stage in _stages(recipe):
+    for where, stage in stages(recipe):
         size = stage.evaluate.micro_size
         if size is not None and all(one.evaluate.every == "never" for one in recipe.stages):
             yield Problem(f"{where}.evaluate.micro_size", f"{size} is never used: evaluate.every is never; take it out")
@@ -273,6 +274,7 @@ RULES: tuple[Rule, ...] = (
     sources_fit_the_task,
     files_name_train,
     torchvision_is_for_images,
+    *lora_rules.RULES,
     model_keys_are_of_the_source,
     data_keys_are_read_by_the_task,
     split_keys_are_read,
@@ -282,16 +284,6 @@ RULES: tuple[Rule, ...] = (
 
 
 # --- shared by the rules ----------------------------------------------------------------------------------------------
-def _where(recipe: Recipe, index: int) -> str:
-    """Dotted path of a stage: by name, by position where the name is not unique."""
-    names = [stage.name for stage in recipe.stages]
-    return f"stages.{names[index] if names.count(names[index]) == 1 else index}"
-
-
-def _stages(recipe: Recipe) -> Iterator[tuple[str, Stage]]:
-    return ((_where(recipe, index), stage) for index, stage in enumerate(recipe.stages))
-
-
 def _is_torchvision(recipe: Recipe) -> bool:
     return recipe.model.source.startswith("torchvision:")
 

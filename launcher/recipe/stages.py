@@ -79,7 +79,7 @@ class Stage(StageSettings):
     name: Name
     """Unique in the recipe; names the stage in folders, logs and ``--set``."""
     train: list[str] = Field(min_length=1)
-    """``head``, ``backbone``, ``all``, ``layers[-2:]``, or globs and ``re:`` patterns over parameter names."""
+    """``head``, ``backbone``, ``lora``, ``all``, ``layers[-2:]``, or globs and ``re:`` patterns over names."""
     epochs: PositiveInt | None = None
     """Passes over the training split; exactly one of epochs and steps."""
     steps: PositiveInt | None = None

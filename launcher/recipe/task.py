@@ -63,6 +63,21 @@ class Head(Strict):
     """How a new head is initialised; ``default`` is the model library's own way. Biases become zero in the others."""
 
 
+class Lora(Strict):
+    """Low-rank adapters (Hu et al., 2021): beside each chosen linear layer W a trained product B A, so that the layer
+    computes (W + alpha / rank · B A) x. B starts at zero, so the model starts unchanged; A starts from the seed."""
+
+    rank: PositiveInt = 16
+    """Rows of A and columns of B; an adapter of a layer from n to m features has rank · (n + m) parameters."""
+    alpha: PositiveInt = 32
+    """The product counts alpha / rank times."""
+    dropout: Probability = 0.0
+    """Probability with which an adapter's input is dropped while it trains; the layer's own input never is."""
+    targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+    """Linear layers: the ends of their names (``q_proj``, ``attn.q_proj``), or globs over whole names
+    (``*.layers.3?.*_proj``). auto: those that peft takes for the architecture, mostly query and value."""
+
+
 class Model(Strict):
     """Which model, and the weights it starts from."""
 
@@ -77,3 +92,6 @@ class Model(Strict):
     head: Head = Head()
     dropout: Probability | None = None
     """Set: overrides every dropout probability of the model."""
+    lora: Lora | None = None
+    """Adapters beside the model's linear layers, which stages train as ``lora``; the export has them merged. null:
+    none."""

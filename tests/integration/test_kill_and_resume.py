@@ -16,8 +16,8 @@ from running import THAWLINE, kill, metrics, recipe, start, thawline, tiny_bert,
 
 STEPS = 8
 """Of each stage."""
-STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
-"""One stage each; a kill at a step of each."""
+STRATEGIES = ("ddp", "zero1", "zero3", "zero2")
+"""One stage each; a kill at a step of each. After ZeRO-3, since what it changes in a process must not outlive it."""
 
 
 def write(folder: Path) -> Path:
@@ -27,10 +27,13 @@ def write(folder: Path) -> Path:
         | ({"optimizer_state": "carry", "schedule": {"kind": "cosine", "warmup": 0.25}} if index else {})
         for index, strategy in enumerate(STRATEGIES)
     ]
-    stages[0]["train"] = ["head", "layers[-1]"]
+    stages[0]["train"] = ["head", "layers[-1]", "lora"]
+    stages[3]["train"] = ["head", "lora"]
     # The next one takes over moments from bf16, and the full values of weights whose module was in bf16.
     stages[0] |= {"precision": "bf16", "optimizer": {"master": "split16", "state_dtype": "bf16"}}
-    model = {"source": str(tiny_bert(folder / "bert")), "weights": "random"}  # with the dropout of its configuration
+    model = {  # with the dropout of its configuration
+        "source": str(tiny_bert(folder / "bert")), "weights": "random", "lora": {"rank": 2, "dropout": 0.1},
+    }  # fmt: skip
     return recipe(
         folder, stages, model=model, checkpoint={"every": "2st", "keep": 2},
         evaluate={"every": "3st", "best": "accuracy"},

@@ -241,6 +241,22 @@ def test_llama8b_zero3_and_its_offload_variant(tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_llama8b_lora(tmp_path: Path) -> None:
+    """On one rank; nothing but the adapters trains, and there are some beside each linear layer but the output's."""
+    source = thin_llama(tmp_path / "llama")
+    changes = {
+        "model.source": str(source), "model.weights": "random", "precision": "fp32", "stages.lora.steps": 3,
+        "data": TWEETS | {"columns": {"text": "text"}, "split": {"validation": 0.1}, "limit": 60, "max_length": 12},
+        "batch.global_size": 4, "tracking.log_every": 1,
+    }  # fmt: skip
+    run = run_recipe("llama8b_lora", tmp_path, changes)
+    trained = [p["name"] for p in proof(run, "00-lora")["parameters"] if p["changed"]]
+    assert len(trained) == 9 * 7 * 2
+    assert all(".lora_" in name for name in trained)
+    assert AutoModelForCausalLM.from_pretrained(run / "model").lm_head.weight.shape == (30522, 16)
+    assert not (run / "adapter").exists(), "for a base that is nowhere else"
+
+
 def test_smollm2_causal(tmp_path: Path) -> None:
     """The real SmolLM2, from the GGUF file of its package."""
     changes = {

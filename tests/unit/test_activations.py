@@ -14,8 +14,9 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from launcher.costs.peak import NotCounted
-from launcher.models import activations, recompute
+from launcher.models import activations, adapters, recompute
 from launcher.models.alike_blocks import SavedTensors
+from launcher.recipe import Lora
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
 WORDS = {"vocab_size": 200, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "use_cache": False}
@@ -48,7 +49,21 @@ def vit() -> nn.Module:
     )
 
 
+def with_adapters(build: Callable[[], nn.Module], dropout: float) -> Callable[[], nn.Module]:
+    """The base frozen, as a stage that trains head and adapters has it."""
+
+    def built() -> nn.Module:
+        module = build()
+        adapters.inject(module, Lora(rank=4, dropout=dropout), ["query", "value", "q_proj", "v_proj"])
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_("lora" in name or name.startswith(("classifier", "lm_head")))
+        return module
+
+    return built
+
+
 TEXT = {"bert": bert, "bert without dropout": bert_without_dropout, "gpt2": gpt2, "llama": llama}
+ADAPTED = {"bert with adapters": with_adapters(bert, 0.1), "llama with adapters": with_adapters(llama, 0.0)}
 IMAGES: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "vit": ("pixel_values", vit),
     "resnet18": ("x", lambda: torchvision.models.resnet18(num_classes=3)),
@@ -79,19 +94,28 @@ def really_saved(
     return saved.num_bytes
 
 
-@pytest.mark.parametrize(("batch_size", "length"), [(1, 9), (2, 16), (3, 40)])
-@pytest.mark.parametrize("name", TEXT)
-def test_texts(name: str, batch_size: int, length: int) -> None:
+def assert_counted(build: Callable[[], nn.Module], batch_size: int, length: int) -> None:
     """With gradient checkpointing the mask is kept too, once, where hooks do not see it: tiny models show it most."""
-    module = on_meta(TEXT[name])
+    module = on_meta(build)
     for checkpoints in (False, True):
         counted = activations.count(
             module, lambda: activations.text_inputs(batch_size, length), "cpu", "fp32", is_cast=False,
             checkpoints=checkpoints,
         )  # fmt: skip
-        measured = really_saved(TEXT[name]().train(), texts(batch_size, length), checkpoints=checkpoints)
+        measured = really_saved(build().train(), texts(batch_size, length), checkpoints=checkpoints)
         assert counted.saved == pytest.approx(measured, rel=0.1 if checkpoints else 0.01)
         assert (counted.recomputed > 0) == checkpoints
+
+
+@pytest.mark.parametrize(("batch_size", "length"), [(1, 9), (2, 16), (3, 40)])
+@pytest.mark.parametrize("name", TEXT)
+def test_texts(name: str, batch_size: int, length: int) -> None:
+    assert_counted(TEXT[name], batch_size, length)
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapters_keep_their_inputs(name: str) -> None:
+    assert_counted(ADAPTED[name], 3, 40)
 
 
 @pytest.mark.parametrize(("batch_size", "side"), [(2, 32), (3, 32), (5, 32)])
@@ -110,13 +134,12 @@ def test_images(name: str, batch_size: int, side: int) -> None:
 
 
 @pytest.mark.parametrize("is_cast", [True, False], ids=["bf16 module", "autocast"])
-@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize("name", ["bert", "llama", "llama with adapters"])
 def test_low_precision(name: str, is_cast: bool) -> None:
     """Autocast saves its 16-bit copies of the weights too; a module that is in 16 bits itself has none."""
-    counted = activations.count(
-        on_meta(TEXT[name]), lambda: activations.text_inputs(2, 16), "cpu", "bf16", is_cast=is_cast
-    )
-    module = TEXT[name]().train()
+    build = (TEXT | ADAPTED)[name]
+    counted = activations.count(on_meta(build), lambda: activations.text_inputs(2, 16), "cpu", "bf16", is_cast=is_cast)
+    module = build().train()
     if is_cast:
         module = module.bfloat16()
     assert counted.saved == pytest.approx(really_saved(module, texts(2, 16), low=not is_cast), rel=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,43 @@ def test_a_given_configuration_is_taken(far: Path, tmp_path: Path) -> None:
 def test_rows_are_not_invented(far: Path) -> None:
     recipe = reading.load(far, ["data.limit=null"])
     assert assumed.data_facts(recipe) is None
+
+
+WAY = re.compile(r"model\.lora: (?P<lora>\{.*?\}) and train: (?P<train>\[.*?\]) \((?P<gib>[\d.]+) GiB\)")
+
+
+@pytest.mark.parametrize(
+    ("source", "gpus", "gib", "host_gib", "before", "train"),
+    [
+        ("meta-llama/Llama-3.1-8B", 1, 80, 64, ["train"], "[head, lora]"),
+        ("meta-llama/Llama-3.1-8B", 1, 18, 1, [], "[lora]"),
+        ("meta-llama/Llama-3.1-70B", 8, 80, 256, ["train"], "[head, lora]"),
+    ],
+)
+def test_lora_is_suggested_as_the_changed_recipe_will_be_planned(
+    source: str, gpus: int, gib: int, host_gib: int, before: list[str], train: str, far: Path
+) -> None:
+    """To train the head, half a billion parameters of the smaller one, takes more than 18 GiB leave."""
+    sizes = {"gpu_memory_bytes": gib * GIB, "host_memory_bytes": host_gib * GIB}
+    machine = Cluster(gpus_per_node=gpus, ranks_per_node=gpus, bf16=True, **sizes)
+    overrides = [f"model.source={source}", "stages.head.train=[all]"]
+    if gpus > 1:  # nothing to choose
+        overrides += ["sharding.strategy=zero3", "gradient_checkpointing=true"]
+    recipe, origins = reading.load_with_origins(far, overrides)
+    with survey.foresee(recipe, far.parent, machine, origins) as seen:
+        assert seen.plan.stages[0].fits is False
+        told = seen.shortage()
+    assert told
+    *others, last = [line.partition("would fit: ")[2] for line in told.splitlines()[1:]]
+    assert [other.partition(":")[0] for other in others] == before
+    way = WAY.fullmatch(last)
+    assert way, told
+    assert way["train"] == train
+    changed = [*overrides, f"model.lora={way['lora']}", f"stages.head.train={way['train']}"]
+    recipe, origins = reading.load_with_origins(far, changed)
+    with survey.foresee(recipe, far.parent, machine, origins) as seen:
+        [stage] = seen.plan.stages
+        assert stage.fits
+        assert stage.memory
+        assert f"{stage.memory.peak_bytes / GIB:.3g}" == way["gib"]
+        assert seen.shortage() is None

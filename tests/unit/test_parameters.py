@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +42,18 @@ TIED = ModelFacts(
     ),
     layers=(("layer.0.",),),
     head=("embed.weight",),
+)
+ADAPTED = replace(
+    BERT,
+    parameters=tuple(
+        own
+        for parameter in BERT.parameters
+        for own in (
+            (parameter, replace(parameter, name=f"{parameter.name[:-6]}lora_A.weight", is_adapter=True))
+            if parameter.name.endswith("query.weight")
+            else (parameter,)
+        )
+    ),
 )
 SHAPELESS = ModelFacts(
     parameters=BERT.parameters, layers=(), head=("classifier.",), config={"architecture": "Shapeless"}
@@ -80,6 +94,21 @@ def layer(*indices: int) -> tuple[str, ...]:
 )
 def test_a_pattern_names_these_in_model_order(pattern: str, expected: tuple[str, ...]) -> None:
     assert select([pattern], BERT) == expected
+
+
+@pytest.mark.parametrize("pattern", ["head", "backbone", "layers[-2:]", "bert.pooler", "*.query.bias"])
+def test_what_names_the_model_s_own_parameters_leaves_adapters_out(pattern: str) -> None:
+    assert select([pattern], ADAPTED) == select([pattern], BERT)
+
+
+def test_lora_names_the_adapters_and_so_do_globs_and_all() -> None:
+    names = tuple(f"bert.layer.{index}.attention.query.lora_A.weight" for index in range(NUM_LAYERS))
+    assert select(["lora"], ADAPTED) == select(["*.lora_A.*"], ADAPTED) == names
+    assert select(["re:layer\\.2.*lora"], ADAPTED) == names[2:3]
+    assert set(select(["all"], ADAPTED)) == {*NAMES, *names}
+    assert depths(ADAPTED)[names[2]] == depths(ADAPTED)["bert.layer.2.norm.weight"]
+    with pytest.raises(PatternError, match="'lora' matches no parameter"):
+        select(["lora"], BERT)
 
 
 def test_patterns_add_up_once_and_in_model_order() -> None:

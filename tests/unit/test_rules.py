@@ -113,6 +113,16 @@ CASES: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
         ({"model": {"source": "torchvision:resnet18"}}, "model.source",
          {**IMAGES, "model": {"source": "torchvision:resnet18"}}),
     ],
+    "adapters_are_there_to_train": [
+        ({"stages": {0: {"train": ["head", "lora"]}}}, "stages.head.train.1",
+         {"model": {"lora": {}}, "stages": {0: {"train": ["head", "lora"]}}}),
+        ({"stages": {1: {"learning_rates": {"lora": 1.0}}}}, "stages.full.learning_rates.lora",
+         {"model": {"lora": {"rank": 2}}, "stages": {1: {"learning_rates": {"lora": 1.0}}}}),
+    ],
+    "adapters_are_for_transformers": [
+        ({**IMAGES, "model": {"source": "torchvision:resnet18", "lora": {}}}, "model.lora",
+         {**IMAGES, "model": {"lora": {}}}),
+    ],
     "model_keys_are_of_the_source": [
         ({"model": {"source": "package:a/b", "revision": "v1"}}, "model.revision", {"model": {"revision": "v1"}}),
         ({**IMAGES, "model": {"source": "torchvision:resnet18", "gguf_file": "a"}}, "model.gguf_file",

