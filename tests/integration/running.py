@@ -65,6 +65,21 @@ def tiny_bert(folder: Path) -> Path:
     return folder
 
 
+def thin_llama(folder: Path) -> Path:
+    """A folder with the configuration of a Llama of nine layers, one more than the recipe thaws, and a tokenizer."""
+    from transformers import AutoTokenizer
+
+    from launcher.file_locations import existing_path
+
+    AutoTokenizer.from_pretrained(existing_path(MINILM, folder, "test")).save_pretrained(folder)
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 30522, "hidden_size": 16,
+        "intermediate_size": 32, "num_hidden_layers": 9, "num_attention_heads": 2, "num_key_value_heads": 1,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def thawline(*arguments: str | Path, check: bool = True, timeout_s: float = 480) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     done = subprocess.run(

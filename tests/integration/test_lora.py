@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from running import MINILM, TWEETS, metrics, proof, recipe, walks, weights
+from running import MINILM, ROOT, TWEETS, metrics, proof, recipe, thin_llama, walks, weights
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from launcher import inference
 from launcher.file_locations import package_path
@@ -42,7 +43,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = {"source": MINILM, "head": {"init": "xavier_uniform"}, "lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}
     data = TWEETS | {"limit": 60, "split": {"validation": 0.2}}
     file = recipe(folder, STAGES, model=model, data=data, evaluate={"every": "never"}, batch={"global_size": 8})
-    walks((file, [], folder / "run"))
+    llama = folder / "llama"
+    small = {
+        "model.source": str(thin_llama(llama)), "model.weights": "random", "precision": "fp32", "stages.lora.steps": 3,
+        "data": TWEETS | {"columns": {"text": "text"}, "split": {"validation": 0.1}, "limit": 60, "max_length": 12},
+        "batch.global_size": 4,
+    }  # fmt: skip
+    overrides = [f"{key}={json.dumps(value)}" for key, value in small.items()]
+    walks((file, [], folder / "run"), (ROOT / "recipes" / "llama8b_lora.yaml", overrides, folder / "shipped"))
     return folder / "run"
 
 
@@ -96,3 +104,13 @@ def test_evaluate_measures_what_training_did(run: Path) -> None:
     [last] = [line for line in metrics(run) if line["split"] == "validation"]
     assert inference.evaluate(RunDir(run))["loss"] == pytest.approx(last["loss"], rel=1e-4)
     assert read_plan(RunDir(run)).lora_targets == ["query", "value"]
+
+
+def test_the_shipped_recipe_trains_adapters_beside_every_linear_layer_but_the_output_s(run: Path) -> None:
+    shipped = run.with_name("shipped")
+    trained = [parameter["name"] for parameter in proof(shipped, "00-lora")["parameters"] if parameter["changed"]]
+    assert len(trained) == 9 * 7 * 2
+    assert all(".lora_" in name for name in trained)
+    assert AutoModelForCausalLM.from_pretrained(shipped / "model").lm_head.weight.shape == (30522, 16)
+    assert (run / "adapter").is_dir()
+    assert not (shipped / "adapter").exists(), "for a base that is nowhere else"

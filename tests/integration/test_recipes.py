@@ -21,7 +21,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from running import MINILM, ROOT, TWEETS, metrics, proof, thawline
+from running import MINILM, ROOT, TWEETS, metrics, proof, thawline, thin_llama
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -105,7 +105,8 @@ def _no_gigabytes_left(tmp_path: Path) -> Iterator[None]:
 
 def test_every_shipped_recipe_is_run_here() -> None:
     text = Path(__file__).read_text()
-    assert [path.stem for path in RECIPES.glob("*.yaml") if f'run_recipe("{path.stem}", ' not in text] == []
+    elsewhere = {"llama8b_lora"}  # by the ranks of test_lora.py
+    assert {path.stem for path in RECIPES.glob("*.yaml") if f'run_recipe("{path.stem}", ' not in text} == elsewhere
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -205,17 +206,6 @@ def test_resnet50_stanford_dogs(tmp_path: Path, digits: Path) -> None:
 
 
 # --- language models --------------------------------------------------------------------------------------------------
-def thin_llama(folder: Path) -> Path:
-    """A folder with the configuration of a Llama of nine layers, one more than the recipe thaws, and a tokenizer."""
-    AutoTokenizer.from_pretrained(existing_path(MINILM, folder, "test")).save_pretrained(folder)
-    config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 30522, "hidden_size": 16,
-        "intermediate_size": 32, "num_hidden_layers": 9, "num_attention_heads": 2, "num_key_value_heads": 1,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 def test_llama8b_zero3_and_its_offload_variant(tmp_path: Path) -> None:
     """Real ZeRO-3 engines on two ranks, and with offload on one: the same losses up to rounding."""
     changes = {
@@ -239,22 +229,6 @@ def test_llama8b_zero3_and_its_offload_variant(tmp_path: Path) -> None:
     losses = [[line["loss"] for line in metrics(run)] for run in (plain, offloaded)]
     assert len(losses[0]) == 6 + 3
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-
-
-def test_llama8b_lora(tmp_path: Path) -> None:
-    """On one rank; nothing but the adapters trains, and there are some beside each linear layer but the output's."""
-    source = thin_llama(tmp_path / "llama")
-    changes = {
-        "model.source": str(source), "model.weights": "random", "precision": "fp32", "stages.lora.steps": 3,
-        "data": TWEETS | {"columns": {"text": "text"}, "split": {"validation": 0.1}, "limit": 60, "max_length": 12},
-        "batch.global_size": 4, "tracking.log_every": 1,
-    }  # fmt: skip
-    run = run_recipe("llama8b_lora", tmp_path, changes)
-    trained = [p["name"] for p in proof(run, "00-lora")["parameters"] if p["changed"]]
-    assert len(trained) == 9 * 7 * 2
-    assert all(".lora_" in name for name in trained)
-    assert AutoModelForCausalLM.from_pretrained(run / "model").lm_head.weight.shape == (30522, 16)
-    assert not (run / "adapter").exists(), "for a base that is nowhere else"
 
 
 def test_smollm2_causal(tmp_path: Path) -> None:
