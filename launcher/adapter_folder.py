@@ -44,6 +44,10 @@ def write(plan: RunPlan, weights: Path, destination: Path) -> str | None:
     keeps_head = plan.labels is not None or not trained.isdisjoint(head)
     if why := _no_base(plan, trained - set(head), keeps_head and _is_tied(base)):
         return why
+    plain = plan.model.model_copy(update={"lora": None})
+    new = set(models.starts_anew(plain, recipe.task, plan.labels, recipe_dir, destination.parent))
+    if missing := sorted(new - set(head if keeps_head else ())):
+        return f"the base's files have no values for {len(missing)} of its tensors, {missing[0]} first: they were drawn"
     names = [one.name for one in facts.parameters if one.is_adapter or (keeps_head and one.name in head)]
     temporary = destination.with_name(f".writing-{destination.name}")
     for stale in (temporary, destination):

@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
@@ -85,24 +84,35 @@ def export_model(
 
     The model is read from the disk while it is written: it may be larger than the memory.
     """
-    temporary = destination.with_name(f".writing-{destination.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, changed = (destination.with_name(f".{what}-{destination.name}") for what in ("writing", "changed"))
+    for folder in (temporary, changed):
+        shutil.rmtree(folder, ignore_errors=True)
     temporary.mkdir(parents=True)
     plain = model.model_copy(update={"lora": None})
-    with TemporaryDirectory(dir=destination.parent, prefix=".narrowed-") as changed:
+    try:
         if model != plain or dtype is not torch.float32:
-            write_weights(_changed(model, task, labels, recipe_dir, weights, dtype), Path(changed))
-            weights = Path(changed)
-        module = models.skeleton(plain, task, labels, recipe_dir).to(dtype).eval()
-        load_weights(module, weights, mapped=True)
-        if model.source.startswith(torchvision_models.PREFIX):
-            write_weights(named_state(module), temporary)
-            config = _torchvision_config(model, task, labels or [], processor)
-            (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        else:
-            _write_transformers(module, model, task, recipe_dir, processor, temporary)
+            write_weights(_changed(model, task, labels, recipe_dir, weights, dtype), changed)
+            weights = changed
+        _write(plain, task, labels, recipe_dir, weights, temporary, processor, dtype)
+    finally:
+        shutil.rmtree(changed, ignore_errors=True)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     _replace(temporary, destination)
+
+
+def _write(
+    model: Model, task: Task, labels: list[str] | None, recipe_dir: Path, weights: Path, folder: Path, processor: Any,
+    dtype: torch.dtype,
+) -> None:  # fmt: skip
+    """The library's own files. The module ends here: on NFS a file that is still mapped cannot be deleted."""
+    module = models.skeleton(model, task, labels, recipe_dir).to(dtype).eval()
+    load_weights(module, weights, mapped=True)
+    if model.source.startswith(torchvision_models.PREFIX):
+        write_weights(named_state(module), folder)
+        config = _torchvision_config(model, task, labels or [], processor)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    else:
+        _write_transformers(module, model, task, recipe_dir, processor, folder)
 
 
 def load_export(folder: Path) -> Export:

@@ -127,13 +127,8 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
         if narrow := free_space.warning(plan, run_dir):
             tracker.say(narrow)
         last = train_stages(run, saved or first_checkpoint(run))
-        if runtime.is_first and last.position.is_stage_end and last.position.stage == plan.stages[-1].name:
-            finish(run, last, processor)
-        elif runtime.is_first:
-            at = last.position
-            where = f"stage {at.stage} is done" if at.is_stage_end else f"stage {at.stage} stands at step {at.step}"
-            tracker.finished("stopped", f"{where}; what follows is another job's")
-        runtime.barrier()
+        # However long it takes: the export of a large model is written for longer than a collective waits.
+        runtime.made_by_first(lambda: end(run, last, processor))
 
 
 @contextmanager
@@ -162,7 +157,7 @@ def first_checkpoint(run: Run) -> Saved:
 
     def write(folder: Path) -> None:
         write_weights(((name, widened(tensor)) for name, tensor in named_state(made.pop())), folder / "model")
-        shutil.rmtree(scratch)
+        shutil.rmtree(scratch, ignore_errors=True)  # `clear_unfinished` takes what an NFS still holds
 
     # Apart from the writing, since its weights may take long to come; and both by a rank for which the others wait as
     # long as it takes: a model of 400B parameters is read and written for hours.
@@ -203,6 +198,16 @@ def train_stages(run: Run, saved: Saved) -> Saved:
         if run.stop.is_agreed and stage is not run.plan.stages[-1]:
             raise stopped(run, saved)
     return saved
+
+
+def end(run: Run, last: Saved, processor: object) -> None:
+    """Finish the run, or say what is left to another job."""
+    at = last.position
+    if at.is_stage_end and at.stage == run.plan.stages[-1].name:
+        finish(run, last, processor)
+    else:
+        where = f"stage {at.stage} is done" if at.is_stage_end else f"stage {at.stage} stands at step {at.step}"
+        run.tracker.finished("stopped", f"{where}; what follows is another job's")
 
 
 def finish(run: Run, last: Saved, processor: object) -> None:

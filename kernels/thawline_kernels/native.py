@@ -40,6 +40,13 @@ def _lender() -> int | None:
     return address
 
 
+def _points_at_its_tensor() -> bool:
+    """Whether the third word of a tensor's object is what gather.cpp follows: in other Pythons it may not be."""
+    probe = torch.empty(1)
+    word: int | None = c_void_p.from_address(id(probe) + 16).value
+    return bool(word == probe._cdata)
+
+
 class _Library:
     """The functions of a compiled library, with and without the GIL."""
 
@@ -47,7 +54,7 @@ class _Library:
         held, free = ctypes.PyDLL(path), ctypes.CDLL(path)
         held.thawline_gathers.argtypes = [c_void_p]
         self.lender = _lender()
-        self.can_gather = bool(held.thawline_gathers(self.lender))
+        self.can_gather = bool(held.thawline_gathers(self.lender)) and _points_at_its_tensor()
         self.gather = held.thawline_gather
         self.gather.restype = c_void_p
         behind = c_void_p, c_void_p, c_bool, c_bool

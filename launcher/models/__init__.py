@@ -12,6 +12,15 @@ recompute                gradient checkpointing; alike_blocks: blocks that cost 
 activations, flops       bytes kept and operations done in a forward, counted on fake tensors
 """
 
-from launcher.models.loading import DEFAULT_SEED, configuration, facts, materialise, outline, processor, skeleton
+from launcher.models.loading import (
+    DEFAULT_SEED,
+    configuration,
+    facts,
+    materialise,
+    outline,
+    processor,
+    skeleton,
+    starts_anew,
+)
 
-__all__ = ["DEFAULT_SEED", "configuration", "facts", "materialise", "outline", "processor", "skeleton"]
+__all__ = ["DEFAULT_SEED", "configuration", "facts", "materialise", "outline", "processor", "skeleton", "starts_anew"]

@@ -8,6 +8,7 @@ adapters, and by `export`. Hu et al., "LoRA: Low-Rank Adaptation of Large Langua
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -43,7 +44,7 @@ def targets_of(module: Any, lora: Lora, head: Sequence[str]) -> tuple[str, ...]:
     if not ends:
         raise UserError(f"{where}: {type(module).__name__} has no linear layers outside its head; take model.lora out")
     found: dict[str, None] = {}
-    for target in _defaults(module, there) if lora.targets == "auto" else lora.targets:
+    for target in _defaults(module, inside, there) if lora.targets == "auto" else lora.targets:
         is_glob = any(character in target for character in "*?[")
         matched = [name for name in layers if (fnmatchcase(name, target) if is_glob else _ends_with(name, target))]
         if not matched:
@@ -60,12 +61,14 @@ def targets_of(module: Any, lora: Lora, head: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _defaults(module: Any, there: str) -> Sequence[str]:
+def _defaults(module: Any, inside: Sequence[str], there: str) -> Sequence[str]:
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
 
     model_type = module.config.get_text_config().model_type
-    names: Sequence[str] | None = DEFAULTS.get(module.config.model_type) or DEFAULTS.get(model_type)
-    if names is None:
+    names: Sequence[str] | str | None = DEFAULTS.get(module.config.model_type) or DEFAULTS.get(model_type)
+    if isinstance(names, str):  # a regular expression over whole names
+        names = [name for name in inside if re.fullmatch(names, name)]
+    if not names:
         raise UserError(
             f"model.lora.targets: auto: peft has no default for {module.config.model_type} "
             f"({type(module).__name__}); name some of its linear layers, which end with: {there}"

@@ -184,6 +184,12 @@ def materialise(
     return module
 
 
+def starts_anew(model: Model, task: Task, labels: list[str] | None, recipe_dir: Path, scratch: Path) -> list[str]:
+    """Parameters of a pretrained transformers model whose first values are not its source's; see `materialise`."""
+    module = materialise(model, task, labels, DEFAULT_SEED, recipe_dir, scratch=scratch)
+    return [name for name, parameter in module.named_parameters() if transformers_models.is_new(parameter)]
+
+
 def skeleton(
     model: Model,
     task: Task,

@@ -9,6 +9,7 @@ initialises anew (`widen`). Random weights are written into files that have no n
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers.utils import cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
+
+from launcher.errors import EnvironmentProblem
 
 LARGE = 4 << 20
 """Bytes of a tensor from which on its memory is a file's."""
@@ -93,5 +96,13 @@ class memory_in(TorchFunctionMode):
         return function(*args, **kwargs)
 
     def _mapped(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        numel = math.prod(shape)
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix="weights-") as file:
-            return torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=dtype).view(*shape)
+            try:
+                os.posix_fallocate(file.fileno(), 0, numel * dtype.itemsize)
+            except OSError as error:  # later it would be a SIGBUS, without a word
+                raise EnvironmentProblem(
+                    f"{self.folder}: no room for the model's first weights: {error.strerror}; make room, or choose "
+                    "another --run-dir"
+                ) from error
+            return torch.from_file(file.name, shared=True, size=numel, dtype=dtype).view(*shape)

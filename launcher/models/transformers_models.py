@@ -99,7 +99,7 @@ def load_start(
             if _computes_buffers(module):  # in the narrow dtype, so of other values
                 module, loaded = load(torch.float32)
             else:
-                _widen_what_is_new(module)
+                _widen_whatis_new(module)
     _forget_quantization(module)
     _finish(module, model, task)
     head: tuple[str, ...] = head_of(module)
@@ -155,7 +155,7 @@ def _forget_quantization(module: Any) -> None:
         del module.config.quantization_config
 
 
-def _is_new(tensor: torch.Tensor) -> bool:
+def is_new(tensor: torch.Tensor) -> bool:
     """Whether transformers initialised it, having found no value."""
     return not getattr(tensor, "_is_hf_initialized", False)
 
@@ -164,13 +164,13 @@ def _computes_buffers(module: nn.Module) -> bool:
     """Whether a buffer that is part of the weights has values which are not from their files."""
     saved = module.state_dict(keep_vars=True).keys()
     return any(
-        name in saved and buffer.is_floating_point() and _is_new(buffer) for name, buffer in module.named_buffers()
+        name in saved and buffer.is_floating_point() and is_new(buffer) for name, buffer in module.named_buffers()
     )
 
 
-def _widen_what_is_new(module: Any) -> None:
+def _widen_whatis_new(module: Any) -> None:
     """Initialise in fp32 what transformers has initialised in the dtype of the files."""
-    new = [name for name, parameter in module.named_parameters() if _is_new(parameter)]
+    new = [name for name, parameter in module.named_parameters() if is_new(parameter)]
     widen(module, new)
     for name in new:
         module.get_submodule(name.rpartition(".")[0])._is_hf_initialized = False

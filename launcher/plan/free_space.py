@@ -18,16 +18,18 @@ from launcher.run_dir import RunDir
 
 
 def require(plan: RunPlan, run: RunDir) -> None:
-    """Refuse to begin what cannot end, before anything is downloaded: the model is there before and after training.
+    """Refuse to begin what cannot end, before anything is downloaded: the model is there before and after training, and
+    once more while adapters are merged into it.
 
     Raises:
-        EnvironmentProblem: it does not find room twice.
+        EnvironmentProblem: it does not find room so often.
     """
     sizes = [stage.disk.model_bytes for stage in plan.stages if stage.disk]
-    if sizes and 2 * max(sizes) > (free := free_bytes(run.path)):
+    times, merged = (2, "") if plan.recipe.model.lora is None else (3, ", and with its adapters merged,")
+    if sizes and times * max(sizes) > (free := free_bytes(run.path)):
         raise EnvironmentProblem(
-            f"{run.path}: {_gib(free)} are free there, and the model before training and after it takes "
-            f"{_gib(2 * max(sizes))}; make room, or choose another --run-dir"
+            f"{run.path}: {_gib(free)} are free there, and the model before training and after it{merged} takes "
+            f"{_gib(times * max(sizes))}; make room, or choose another --run-dir"
         )
 
 

@@ -39,6 +39,7 @@ class Tokens:
         self._max_length = max_length
         text_config = config.get_text_config() if config is not None else None
         self._num_embeddings: int | None = getattr(text_config, "vocab_size", None)
+        self._check_ids([[int(tokenizer.pad_token_id)]])
         self.side: Literal["left", "right"] = side or tokenizer.padding_side
         self._fill = {
             "input_ids": int(tokenizer.pad_token_id),

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from peft.utils import constants
 from torch import nn
 
 from launcher import models
@@ -75,6 +76,13 @@ def test_targets_that_cannot_be_say_what_there_is(
 ) -> None:
     with pytest.raises(UserError, match=message):
         models.facts(tiny(tmp_path, config, targets=targets), task, None if task is CAUSAL else 2, Path())
+
+
+def test_a_default_of_peft_may_be_a_regular_expression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    assert any(isinstance(names, str) for names in defaults.values()), "Gemma 4's is one"
+    monkeypatch.setitem(defaults, "bert", r".*\.1\..*\.(query|key)")
+    assert adapted(tiny(tmp_path)) == {ATTENTION.format(1) + name for name in ("query", "key")}
 
 
 def test_first_values_are_a_function_of_the_seed_and_change_nothing(tmp_path: Path) -> None:

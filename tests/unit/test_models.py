@@ -99,6 +99,14 @@ def test_head_schemes(init: str, check: object, tmp_path: Path) -> None:
     assert not module.classifier.bias.any()
 
 
+def test_what_the_files_have_no_values_for(tmp_path: Path) -> None:
+    transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)).to(torch.bfloat16).save_pretrained(tmp_path / "mlm")
+    new = models.starts_anew(Model(source=str(tmp_path / "mlm")), TEXT, LABELS, tmp_path, tmp_path)
+    assert set(new) == {f"{part}.{kind}" for part in ("bert.pooler.dense", "classifier") for kind in ("weight", "bias")}
+    whole = pretrained(tmp_path / "whole", LABELS)
+    assert models.starts_anew(whole, TEXT, LABELS, tmp_path, tmp_path) == []
+
+
 def test_zeros_fill_the_last_layer_of_a_deep_head_only(tmp_path: Path) -> None:
     model = tiny(tmp_path, transformers.RobertaConfig(**SIZES), head={"init": "zeros"})
     module = models.materialise(model, TEXT, LABELS, 0, tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from launcher import export, models
+from launcher.errors import EnvironmentProblem
 from launcher.models import on_disk
 from launcher.models.weights import named_state, write_weights
 from launcher.recipe import CausalLM, ImageClassification, Model, Task, TextClassification
@@ -130,6 +133,17 @@ def test_stored_dtype_loses_nothing(dtype: torch.dtype, change: Change, expected
     assert on_disk.stored_dtype(str(tmp_path), None) is expected
 
 
+def test_a_disk_without_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    told = "no room for the model's first weights: No space left on device"
+    with on_disk.memory_in(tmp_path), pytest.raises(EnvironmentProblem, match=told):
+        torch.empty(on_disk.LARGE)
+    assert not list(tmp_path.iterdir())
+
+
 class Anonymous:
     """The most memory of this process that is not a file's, in bytes, while it is watched."""
 
@@ -192,7 +206,7 @@ def test_a_model_is_never_whole_in_memory(weights: str, tmp_path: Path, monkeypa
         export.export_model(model, CAUSAL, None, *arguments)
     assert memory.grown < num_bytes / 2
     assert not list(tmp_path.glob("weights-*"))
-    assert not list(tmp_path.glob(".narrowed-*"))
+    assert not list(tmp_path.glob(".changed-*"))
     loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     in_memory = models.materialise(model, CAUSAL, None, 0, tmp_path)
     for (name, one), (_, other) in zip(loaded.named_parameters(), in_memory.named_parameters(), strict=True):

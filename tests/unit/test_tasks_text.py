@@ -212,6 +212,8 @@ def test_more_tokens_than_the_model_has_positions(tokenizer: Any) -> None:
 def test_a_token_without_an_embedding(tokenizer: Any) -> None:
     task = bound(tokenizer, config=BertConfig(vocab_size=6000))
     assert task.encode_rows([{"text": "war", "label": 0, "id": "1"}], augment_seeds=None)
+    with pytest.raises(UserError, match=r"token 0 \('\[PAD\]'\)"):
+        bound(tokenizer, config=BertConfig(vocab_size=0))
     with pytest.raises(UserError, match=r"token 6379 \('purple'\).* 0 to 5999: .* put the model's own tokenizer"):
         task.encode_rows([{"text": "purple", "label": 0, "id": "1"}], augment_seeds=None)
 

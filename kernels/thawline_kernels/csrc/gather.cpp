@@ -165,8 +165,9 @@ struct Trail {
     std::array<Stop, MOST_TENSORS> tensors{};
     const char *state = nullptr, *keys = nullptr, *autograd = nullptr;
 
-    // The words read here are the first of THPVariable (its tensor), c10::TensorImpl (its storage and autograd data) and PyDictObject (its
-    // keys); in another version of theirs they would be other words of the same objects, and the prefetch useless.
+    // The words read here are the first of THPVariable (its tensor, which native.py looks at once), c10::TensorImpl (its
+    // storage and autograd data) and PyDictObject (its keys); in another version of these two they would be other words of the
+    // same objects, and the prefetch useless.
     static const char* word(const void* of, size_t index) { return static_cast<const char* const*>(of)[index]; }
     void note(size_t which, Object* object) {
         const char* const impl = word(object, 2);
@@ -287,6 +288,7 @@ EXPORT Gathered* thawline_gather(const Lender* torch, Object* params, Object* po
     const bool takes_all = positions == none;
     const ssize_t count = PyList_Size(takes_all ? params : positions);
     for (std::vector<void*>* list : {&to->kept, &to->states}) list->reserve(count);
+    to->positions.reserve(count);
     to->streams.reserve(count);  // so that they stay where they are while another thread reads them
     to->numels.reserve(count);
     std::vector<Trail> trail = take_trail(params);
