@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -136,6 +135,3 @@ def sharded_once(folder: Path, left_behind: HfDeepSpeedConfig) -> bool:
 
 if __name__ == "__main__":
     main()
-    # What is looked at is written. On a busy machine the interpreter's end aborts now and then, in a thread of C++.
-    sys.stdout.flush()
-    os._exit(0)
