@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers.utils import cached_file
-from transformers.utils.hub import get_checkpoint_shard_files
+from transformers.utils.hub import get_checkpoint_shard_files, resolve_revision
 
 from launcher.errors import EnvironmentProblem
 
@@ -36,7 +36,8 @@ def stored_dtype(location: str, revision: str | None) -> torch.dtype:
     bf16 or fp16 if every floating-point tensor of its safetensors files has that dtype; fp32 otherwise, and for weights
     in other formats. Downloads the files, as loading would.
     """
-    found = {kind for file in _weight_files(location, revision) for kind in _dtypes(file)} - _INTEGERS
+    commit = resolve_revision(location, revision)  # as loading does: a branch may move on meanwhile
+    found = {kind for file in _weight_files(location, commit) for kind in _dtypes(file)} - _INTEGERS
     return _NARROW.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
 
 
