@@ -138,9 +138,8 @@ class FusedAdamW(AdamW):
             target = params[0].device.type if params else ""
             is_native = target in ("cpu", "cuda") and backends.is_compiled(self._backend, target)
             everything: tuple[list[NativeBatch], Sequence[int]] = [], range(len(params))
-            ordinary, rest = native.gather(target, group, hyper, self.state, cursor, ahead) if is_native else everything
-            for quick in ordinary:
-                quick.set_keys(self._seed, first)
+            given = target, group, hyper, self.state, cursor, (self._seed, first), ahead
+            ordinary, rest = native.gather(*given) if is_native else everything
             others = gather(group, hyper, self._state_of(group), rest)
             for batch in others if self._layout.state_dtype == "bf16" else ():
                 batch.keys = [formats.random_key(self._seed, batch.step, first + i) for i in batch.positions]

@@ -3,7 +3,7 @@ took more time than the step.
 
 Owns the calls into csrc/gather.cpp: it reads ``p.grad`` and the state anew in every step, so nothing can be stale. It
 takes ordinary tensors; what it leaves goes to `batches.gather`, which knows DTensors, other strides and refusals.
-Where torch has no table of functions that lend a tensor's memory to C (DLPack's exchange API), it takes nothing.
+Where a tensor does not lie in its Python object as gather.cpp takes it to, it takes nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,21 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_bool, c_char_p, c_double, c_int, c_int64, c_ssize_t, c_uint64, c_void_p, py_object
+from ctypes import (
+    POINTER,
+    Array,
+    byref,
+    c_bool,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int,
+    c_int64,
+    c_ssize_t,
+    c_uint64,
+    c_void_p,
+    py_object,
+)
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,17 +43,6 @@ _ROUNDS = 4
 States = dict[Tensor, dict[str, Any]]
 
 
-def _lender() -> int | None:
-    """Where torch's table of functions that lend a tensor's memory to C lies (DLPack's exchange API), if it has one."""
-    capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    if capsule is None:
-        return None
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.restype, pointer.argtypes = c_void_p, [py_object, c_char_p]
-    address: int | None = pointer(capsule, b"dlpack_exchange_api")
-    return address
-
-
 def _points_at_its_tensor() -> bool:
     """Whether the third word of a tensor's object is what gather.cpp follows: in other Pythons it may not be."""
     probe = torch.empty(1)
@@ -52,13 +55,11 @@ class _Library:
 
     def __init__(self, path: str) -> None:
         held, free = ctypes.PyDLL(path), ctypes.CDLL(path)
-        held.thawline_gathers.argtypes = [c_void_p]
-        self.lender = _lender()
-        self.can_gather = bool(held.thawline_gathers(self.lender)) and _points_at_its_tensor()
+        self.can_gather = bool(held.thawline_gathers()) and _points_at_its_tensor()
         self.gather = held.thawline_gather
         self.gather.restype = c_void_p
-        behind = c_void_p, c_void_p, c_bool, c_bool
-        self.gather.argtypes = [c_void_p, *[py_object] * 7, POINTER(c_ssize_t), c_bool, *behind]
+        behind = py_object, c_void_p, c_void_p, c_bool, c_bool
+        self.gather.argtypes = [*[py_object] * 7, POINTER(c_ssize_t), c_bool, *behind]
         stepper = getattr(free, "thawline_step_behind", None)
         self.step_behind = stepper and ctypes.cast(stepper, c_void_p)
         self.size, self.moments_are_bf16 = held.thawline_gathered, held.thawline_gathered_moments_are_bf16
@@ -82,7 +83,7 @@ def _library(target: str) -> _Library:
 
 
 def can_gather(target: str = "cpu") -> bool:
-    """Whether this torch lends a tensor's memory to C; ``target`` is "cpu" or "cuda"."""
+    """Whether C++ finds the tensors in this Python's objects; ``target`` is "cpu" or "cuda"."""
     return _library(target).can_gather
 
 
@@ -91,9 +92,14 @@ def _raise(problem: bytes | None) -> None:
         raise RuntimeError(problem.decode(errors="replace"))
 
 
+def _packed(k: reference.Scalars, hyper: Hyper) -> Array[c_float]:
+    values = reference.packed(k, hyper)
+    return (c_float * len(values))(*values)
+
+
 @dataclass(frozen=True)
 class Ahead:
-    """A step that needs to see no gradient first: its tensors may be stepped while others are gathered."""
+    """A step that needs to see no gradient first: it is taken while tensors are gathered."""
 
     grad_scale: float
     zero_grad: bool
@@ -119,8 +125,7 @@ class NativeBatch:
 
     def update(self, k: reference.Scalars, *, zero_grad: bool) -> None:
         """Step parameters and moments in place; zero the gradients with ``zero_grad``."""
-        scalars = reference.pack(k, self.hyper)
-        _raise(self._library.step(self._gathered, scalars.data_ptr(), self.hyper.accurate, zero_grad))
+        _raise(self._library.step(self._gathered, _packed(k, self.hyper), self.hyper.accurate, zero_grad))
 
     def sums_of_squares(self) -> list[float]:
         """As `reference.sums_of_squares`, of all gradients."""
@@ -129,20 +134,28 @@ class NativeBatch:
         return list(sums)
 
     def finish(self) -> None:
-        """Count the step; the count is a new tensor, as in `batches.Batch.finish`."""
+        """Count the step, unless gathering has; the count is a new tensor, as in `batches.Batch.finish`."""
         self._library.count(self._gathered, torch.tensor(float(self.step)), _NAMES)
 
 
 def gather(
-    target: str, group: dict[str, Any], hyper: Hyper, states: States, cursor: c_ssize_t, ahead: Ahead | None = None
+    target: str,
+    group: dict[str, Any],
+    hyper: Hyper,
+    states: States,
+    cursor: c_ssize_t,
+    keys: tuple[int, int] = (0, 0),
+    ahead: Ahead | None = None,
 ) -> tuple[list[NativeBatch], Sequence[int]]:
-    """The batches of one group's ordinary parameters, and the positions of those that are not.
+    """The batches of one group's ordinary parameters that are still to be stepped, and the positions of those that are
+    not ordinary.
 
     Args:
         target: whose kernels step them, "cpu" or "cuda": the kind of device that the first parameter is on.
         cursor: where the walk through ``states`` stands, 0 before the first group.
-        ahead: the step, where it may begin meanwhile: with two threads it does, for small tensors on the CPU.
-            `NativeBatch.update` steps what is left.
+        keys: the seed of bf16 moments' random bits, and the number of the group's first parameter.
+        ahead: the step, where it may be taken at once: on the CPU it is, and counted, so that no batch is left. With two
+            threads, small tensors are stepped while others are gathered.
     """
     params = group["params"]
     library = _library(target)
@@ -152,22 +165,27 @@ def gather(
     positions: list[int] | None = None
     for _ in range(_ROUNDS):
         counter = _counter(params, positions, states)
-        rest: list[int] = []
         if counter is None:
             break
-        names = _NAMES, _TYPES
+        rest: list[int] = []
         step = int(counter) + 1
-        behind: tuple[Any, ...] = None, None, False, False
-        if ahead is not None and library.step_behind:
-            scalars = reference.pack(reference.scalars(hyper, step, ahead.grad_scale), hyper)
-            behind = library.step_behind, scalars.data_ptr(), hyper.accurate, ahead.zero_grad
-        everything = library.lender, params, positions, states, counter, rest, *names
+        at_once = ahead if library.step_behind else None
+        behind: tuple[Any, ...] = None, None, None, False, False
+        if at_once:
+            k = reference.scalars(hyper, step, at_once.grad_scale)
+            counted = torch.tensor(float(step))
+            behind = counted, library.step_behind, _packed(k, hyper), hyper.accurate, at_once.zero_grad
+        everything = params, positions, states, counter, rest, _NAMES, _TYPES
         gathered = library.gather(*everything, byref(cursor), target == "cuda", *behind)
         batch = NativeBatch(library, gathered, hyper, step)
         positions = rest
         if not len(batch):
             break
-        batches.append(batch)
+        batch.set_keys(*keys)
+        if at_once:
+            batch.update(k, zero_grad=at_once.zero_grad)
+        else:
+            batches.append(batch)
     return batches, range(len(params)) if positions is None else positions
 
 

@@ -88,11 +88,15 @@ def scalars(hyper: Hyper, step: float, grad_scale: float = 1.0) -> Scalars:
     )
 
 
-def pack(k: Scalars, hyper: Hyper) -> Tensor:
+def packed(k: Scalars, hyper: Hyper) -> tuple[float, ...]:
     """``k`` as the nine fp32 that the kernels read (``Scalars`` in csrc/step.h)."""
     sign = -1.0 if hyper.maximize else 1.0
-    values = (k.decay, k.weight1, k.beta2, k.weight2, k.root_correction2, k.eps, k.step_size, sign * k.grad_scale, 0.0)
-    return torch.tensor(values, dtype=torch.float32)
+    return k.decay, k.weight1, k.beta2, k.weight2, k.root_correction2, k.eps, k.step_size, sign * k.grad_scale, 0.0
+
+
+def pack(k: Scalars, hyper: Hyper) -> Tensor:
+    """`packed` in a tensor."""
+    return torch.tensor(packed(k, hyper), dtype=torch.float32)
 
 
 def fma(a: Tensor, b: Tensor | float, c: Tensor) -> Tensor:

@@ -231,8 +231,14 @@ def test_a_moment_that_lends_no_memory_is_left(value: Any) -> None:
     assert gathered(optimizer) == (6, [[0], []])
 
 
-def test_without_a_table_of_lenders_python_gathers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(Tensor, "__dlpack_c_exchange_api__")
+def test_where_objects_hold_their_tensor_elsewhere_python_gathers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Probe:  # its third word is the first of its slots, not the tensor
+        __slots__ = ("_cdata",)
+
+        def __init__(self, *_: Any) -> None:
+            self._cdata = 1
+
+    monkeypatch.setattr(torch, "empty", Probe)
     library = native._Library(str(build.load("cpu")))
     assert not library.can_gather
     monkeypatch.setattr(native, "_library", lambda _: library)

@@ -5,10 +5,11 @@
 // takes them, or refuses them with a message. Nothing that counts is kept from step to step, because DeepSpeed and FSDP swap
 // tensors there; only addresses to prefetch are, which may be stale.
 //
-// Called through ctypes.PyDLL, which holds the GIL. Of Python only functions of its stable ABI are used, and a tensor's memory
-// is asked for by DLPack's table of functions, one call a tensor; both are declared here, so no header of theirs is needed.
+// Called through ctypes.PyDLL, which holds the GIL. Of Python only functions of its stable ABI are used, declared here, so that
+// none of its headers is needed; of torch those of its C shim.
 #include "gather.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/c/shim.h>
 
 #include <sys/types.h>
@@ -45,41 +46,17 @@ WEAK void PyErr_Clear();
 
 namespace {
 
-// DLPack 1: the tensors and the table that a class gives as __dlpack_c_exchange_api__.
-enum Device : int32_t { CPU = 1, CUDA = 2 };
-struct Dtype {
-    uint8_t code, bits;
-    uint16_t lanes;
-    bool operator==(const Dtype&) const = default;
-};
-constexpr Dtype FP32{2, 32, 1}, BF16{4, 16, 1}, INT16{0, 16, 1};
-
-struct Lent {
-    void* data = nullptr;
-    int32_t device_type = 0, device_index = -1, dim = 0;
-    Dtype dtype{};
-    int64_t *sizes = nullptr, *strides = nullptr;
-    uint64_t offset = 0;
-};
-static_assert(sizeof(Lent) == 48);
-
-struct Lender {
-    uint32_t major, minor;
-    const Lender* previous;
-    void* owning[3];
-    int (*lend)(Object*, Lent*);  // null where it is not offered
-    void* current_stream;
-};
+const int32_t FP32 = aoti_torch_dtype_float32(), BF16 = aoti_torch_dtype_bfloat16(), INT16 = aoti_torch_dtype_int16();
+const int32_t CPU = aoti_torch_device_type_cpu(), CUDA = aoti_torch_device_type_cuda(), STRIDED = aoti_torch_layout_strided();
 
 // Python's own, in the order of native.py.
 enum Name { GRAD, STEP, EXP_AVG, EXP_AVG_SQ, PEAK, MASTER, LOW, IS_NEG, NUM_NAMES };
 enum Type { TENSOR, PARAMETER, NONE, NUM_TYPES };
 struct Python {
-    const Lender& torch;
     std::array<Object*, NUM_NAMES> names;
     std::array<Object*, NUM_TYPES> types;
 
-    Python(const Lender* lender, Object* of_names, Object* of_types) : torch(*lender) {
+    Python(Object* of_names, Object* of_types) {
         for (size_t n = 0; n < names.size(); n++) names[n] = PyTuple_GetItem(of_names, n);
         for (size_t n = 0; n < types.size(); n++) types[n] = PyTuple_GetItem(of_types, n);
     }
@@ -100,9 +77,15 @@ std::array<Object*, NUM_NAMES> entries(Object* state, const Python& python) {
     return found;
 }
 
+// Words of Python's object of a tensor: the third is the at::Tensor itself, a pointer to a c10::TensorImpl; native.py looks
+// whether it is. A handle of torch's shim is the address of an at::Tensor, so none has to be made and counted for this.
+constexpr size_t TENSOR_WORD = 2;
+
 // A tensor of Python's for as long as it is looked at.
-struct View : Lent {
-    int64_t numel = 1;
+struct View {
+    int64_t dim = 0, numel = 1, *sizes = nullptr, *strides = nullptr;
+    int32_t dtype = -1, device_type = -1, device_index = -1;
+    void* data = nullptr;
     bool is_ordinary = false;
 
     View(Object* tensor, const Python& python) {
@@ -110,29 +93,33 @@ struct View : Lent {
         const bool is_plain = type && (type == python.types[TENSOR] || type == python.types[PARAMETER]);
         if (type) Py_DecRef(type);  // its tensors keep it alive
         if (!is_plain) return;
-        if (python.torch.lend(tensor, this)) {  // sparse, on an unknown device, ...
-            PyErr_Clear();
-            return;
-        }
-        for (int32_t d = 0; d < dim; d++) numel *= sizes[d];
-        data = static_cast<char*>(data) + offset;
-        is_ordinary = (device_type == CPU || device_type == CUDA) && (data || numel == 0) && (strides || dim == 0);
+        const AtenTensorHandle handle = reinterpret_cast<AtenTensorHandle>(static_cast<void**>(tensor) + TENSOR_WORD);
+        int32_t layout = -1;
+        is_ordinary = !aoti_torch_get_layout(handle, &layout) && layout == STRIDED &&
+                      !aoti_torch_get_device_type(handle, &device_type) && (device_type == CPU || device_type == CUDA) &&
+                      (device_type == CPU || !aoti_torch_get_device_index(handle, &device_index)) &&
+                      !aoti_torch_get_dtype(handle, &dtype) && !aoti_torch_get_dim(handle, &dim) &&
+                      !aoti_torch_get_sizes(handle, &sizes) && !aoti_torch_get_strides(handle, &strides) &&
+                      !aoti_torch_get_data_ptr(handle, &data);
+        if (!is_ordinary) return;
+        for (int64_t d = 0; d < dim; d++) numel *= sizes[d];
+        is_ordinary = data || numel == 0;
     }
 
     bool is_like(const View& other) const {
         bool is_like = is_ordinary && dim == other.dim && device_type == other.device_type && device_index == other.device_index;
-        for (int32_t d = 0; is_like && d < dim; d++)
+        for (int64_t d = 0; is_like && d < dim; d++)
             is_like = sizes[d] == other.sizes[d] && (strides[d] == other.strides[d] || sizes[d] < 2);
         return is_like;
     }
     // Whether the elements fill a piece of memory, in any order of dimensions.
     bool is_dense() const {
         int64_t filled = 1;
-        for (int32_t d = dim - 1; d >= 0 && (sizes[d] == 1 || strides[d] == filled); d--) filled *= sizes[d];
+        for (int64_t d = dim - 1; d >= 0 && (sizes[d] == 1 || strides[d] == filled); d--) filled *= sizes[d];
         if (filled == numel || numel == 0) return true;
         filled = 1;
-        for (int32_t rounds = 0; rounds < dim && filled < numel; rounds++)
-            for (int32_t d = 0; d < dim; d++)
+        for (int64_t rounds = 0; rounds < dim && filled < numel; rounds++)
+            for (int64_t d = 0; d < dim; d++)
                 if (sizes[d] > 1 && strides[d] == filled) {
                     filled *= sizes[d];
                     break;
@@ -165,12 +152,11 @@ struct Trail {
     std::array<Stop, MOST_TENSORS> tensors{};
     const char *state = nullptr, *keys = nullptr, *autograd = nullptr;
 
-    // The words read here are the first of THPVariable (its tensor, which native.py looks at once), c10::TensorImpl (its
-    // storage and autograd data) and PyDictObject (its keys); in another version of these two they would be other words of the
-    // same objects, and the prefetch useless.
+    // The words read here are of c10::TensorImpl (its storage and autograd data) and PyDictObject (its keys); in another version
+    // of theirs they would be other words of the same objects, and the prefetch useless.
     static const char* word(const void* of, size_t index) { return static_cast<const char* const*>(of)[index]; }
     void note(size_t which, Object* object) {
-        const char* const impl = word(object, 2);
+        const char* const impl = word(object, TENSOR_WORD);
         tensors[which] = {static_cast<const char*>(object), impl, word(impl, 2)};
         if (which == 0) autograd = word(impl, 3);
     }
@@ -247,6 +233,10 @@ bool add(Gathered& to, Object* owner, Object* owned_grad, Object* state, Object*
     return true;
 }
 
+void give_count(Object* state, Object* counted, Object* name) {
+    if (PyDict_SetItem(state, name, counted)) PyErr_Clear();
+}
+
 constexpr ssize_t BLOCK = 16;  // tensors: enough that two threads seldom meet in a cache line
 constexpr ssize_t FEW = 256;   // tensors that are not worth a second thread
 
@@ -271,19 +261,18 @@ void side_by_side(Gather gather, Behind behind) {
 }  // namespace
 
 // Whether this torch and this process have what gathering needs.
-EXPORT int thawline_gathers(const Lender* torch) {
-    return torch && torch->major == 1 && torch->lend && PyObject_GetAttr && PyDict_Next && PyList_GetItem;
-}
+EXPORT int thawline_gathers() { return PyObject_GetAttr && PyDict_Next && PyList_GetItem; }
 
 // Takes the parameters at `positions`, None for all, that are on the kind of device asked for; appends the positions of what is
 // not ordinary to `rest`. `cursor` walks `states` (parameter -> its state) from group to group: it mostly lies in the groups'
-// order, which saves the hash of each parameter, a call of Python's. With `step_behind` the first of them are stepped meanwhile.
-EXPORT Gathered* thawline_gather(const Lender* torch, Object* params, Object* positions, Object* states, Object* counter,
-                                 Object* rest, Object* names, Object* types, ssize_t* cursor, bool is_on_cuda,
+// order, which saves the hash of each parameter, a call of Python's. With `step_behind` the first of them are stepped meanwhile,
+// and with `counted`, if it is not None, every state is given that count.
+EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* states, Object* counter,
+                                 Object* rest, Object* names, Object* types, ssize_t* cursor, bool is_on_cuda, Object* counted,
                                  StepBehind step_behind, const Scalars* scalars, bool is_accurate, bool zero_grad) {
     Gathered* const to = new Gathered;
     to->is_on_cuda = is_on_cuda;
-    const Python python(torch, names, types);
+    const Python python(names, types);
     Object* const none = python.types[NONE];
     const bool takes_all = positions == none;
     const ssize_t count = PyList_Size(takes_all ? params : positions);
@@ -308,9 +297,13 @@ EXPORT Gathered* thawline_gather(const Lender* torch, Object* params, Object* po
             if (grad && add(*to, owner, grad, state, counter, python, trail[i])) {
                 to->positions.push_back(i);
                 to->kept.push_back(grad);
-                to->states.push_back(state);
                 Py_IncRef(grad);
-                Py_IncRef(state);
+                if (counted != none) {
+                    give_count(state, counted, python.names[STEP]);
+                } else {
+                    to->states.push_back(state);
+                    Py_IncRef(state);
+                }
             } else {
                 Object* const position = PyLong_FromSsize_t(i);
                 PyList_Append(rest, position);
@@ -338,8 +331,7 @@ EXPORT int thawline_gathered_moments_are_bf16(const Gathered* from) { return fro
 
 // Gives every state the new step count.
 EXPORT void thawline_count(Gathered* from, Object* counted, Object* names) {
-    for (void* state : from->states)
-        if (PyDict_SetItem(state, PyTuple_GetItem(names, STEP), counted)) PyErr_Clear();
+    for (void* state : from->states) give_count(state, counted, PyTuple_GetItem(names, STEP));
 }
 
 EXPORT void thawline_release(Gathered* from) {
