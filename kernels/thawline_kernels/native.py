@@ -154,8 +154,8 @@ def gather(
         target: whose kernels step them, "cpu" or "cuda": the kind of device that the first parameter is on.
         cursor: where the walk through ``states`` stands, 0 before the first group.
         keys: the seed of bf16 moments' random bits, and the number of the group's first parameter.
-        ahead: the step, where it may be taken at once: on the CPU it is, and counted, so that no batch is left. With two
-            threads, small tensors are stepped while others are gathered.
+        ahead: the step, where it may be taken at once: on the CPU it is, and counted, so that no batch is left. With
+            two threads, small tensors are stepped while others are gathered.
     """
     params = group["params"]
     library = _library(target)

@@ -403,3 +403,19 @@ def test_a_step_that_may_be_left_out_is_not_begun(why: str, monkeypatch: pytest.
     assert begun == [is_taken]
     assert all(map(torch.equal, params, before)) != is_taken
     assert {int(optimizer.state[param]["step"]) for param in params} == {1 + is_taken}
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_a_refusal_finds_stepped_is_counted() -> None:
+    params, optimizer = make_many({}, torch.float32)
+    give_grads(params, 0)
+    optimizer.step()
+    before = [param.detach().clone() for param in params]
+    give_grads(params, 1)
+    params[300].grad = torch.ones(params[300].shape).to_sparse()
+    with pytest.raises(TypeError, match="sparse"):
+        optimizer.step()
+    stepped = [not torch.equal(*pair) for pair in zip(params, before, strict=True)]
+    counts = [int(optimizer.state[param]["step"]) for param in params]
+    assert stepped == [i != 300 and param.numel() > 0 for i, param in enumerate(params)]
+    assert counts == [1 + (i != 300) for i in range(len(params))]

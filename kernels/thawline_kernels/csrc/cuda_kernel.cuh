@@ -75,7 +75,7 @@ __device__ __forceinline__ float widened(float value) { return value; }
 
 template <Param PARAM, class P, class X>
 __device__ __forceinline__ float param_value(P p, X x) {
-    if constexpr (PARAM == Param::split16) return __uint_as_float(joined<uint32_t>(p, x));
+    if constexpr (PARAM == Param::split16) return __uint_as_float(joined<uint32_t>(p, static_cast<int16_t>(x)));
     else return widened(p);
 }
 template <Param PARAM, class P, class X>

@@ -72,7 +72,7 @@ THAWLINE_INLINE U upper_half(U bits) { return (bits + 0x8000u) >> 16; }
 template <class U>
 THAWLINE_INLINE U lower_half(U bits) { return bits & 0xffffu; }
 template <class U>
-THAWLINE_INLINE U joined(U upper, U lower) { return (upper << 16) + ((lower ^ 0x8000u) - 0x8000u); }
+THAWLINE_INLINE U joined(U upper, U signed_lower) { return (upper << 16) + signed_lower; }
 
 // 16 random bits for element `index` under `key`: the finaliser of MurmurHash3 (Appleby), a pure function, so that any
 // partition over threads and any resume draws the same.
