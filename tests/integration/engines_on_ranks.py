@@ -14,6 +14,7 @@ from torch import nn
 from launcher import backends, distributed, optim
 from launcher.backends import Parts
 from launcher.backends.engine import state_tensors
+from launcher.ending import Ending
 from launcher.plan import BatchPlan, GroupPlan, StagePlan
 from launcher.recipe import Stage
 
@@ -179,4 +180,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    ending = Ending()
     main()
+    ending.is_done = True

@@ -13,6 +13,7 @@ import transformers
 from transformers.integrations import HfDeepSpeedConfig
 
 from launcher import distributed, models
+from launcher.ending import Ending
 from launcher.models.weights import WeightsMismatch, WeightsReader, load_weights, named_state, write_weights
 from launcher.recipe import CausalLM, ImageClassification, Model, Task, TextClassification
 
@@ -134,4 +135,6 @@ def sharded_once(folder: Path, left_behind: HfDeepSpeedConfig) -> bool:
 
 
 if __name__ == "__main__":
+    ending = Ending()
     main()
+    ending.is_done = True

@@ -13,10 +13,12 @@ from pathlib import Path
 import torch
 
 from launcher import walk
+from launcher.ending import Ending
 from launcher.run_dir import RunDir
 from launcher.stop import StopRequest
 
 if __name__ == "__main__":
+    ending = Ending()
     runtime = walk.join()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # as ranks of `thawline run` take it: bits depend on it
     for recipe, overrides, run_dir in json.loads(sys.argv[1]):
@@ -24,3 +26,4 @@ if __name__ == "__main__":
         assert opened is not None, "each run is new"
         walk.walk(runtime, RunDir(opened), StopRequest())
     runtime.close()
+    ending.is_done = True

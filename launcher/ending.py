@@ -1,0 +1,30 @@
+"""How a rank that has done its work ends: without taking the interpreter down.
+
+Threads of C++ outlive Python's `main`: gloo's, say, while DeepSpeed keeps the process group beyond
+`distributed.Runtime.close`. One that lets go of a tensor while the interpreter is taken down asks for the GIL, is ended
+by Python in its place, and C++, in whose destructor that is, aborts the process ("terminate called without an active
+exception"; https://github.com/pybind/pybind11/issues/3274). A run that is done would be told as killed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+
+
+class Ending:
+    """Made before anything else that registers with `atexit`, it runs after all of them."""
+
+    def __init__(self) -> None:
+        self.is_done = False
+        """Whether the process, when Python's own ending is reached, ends there with 0."""
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        if self.is_done:
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
