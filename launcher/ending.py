@@ -12,10 +12,14 @@ import atexit
 import logging
 import os
 import sys
+from typing import NoReturn
 
 
 class Ending:
-    """Made before anything else that registers with `atexit`, it runs after all of them."""
+    """Made before others register with `atexit`, it runs after them.
+
+    What was registered earlier, destructors, and what C libraries registered do not run where the rank is done.
+    """
 
     def __init__(self) -> None:
         self.is_done = False
@@ -24,7 +28,14 @@ class Ending:
 
     def _end(self) -> None:
         if self.is_done:
-            logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
+            end_now(0)
+
+
+def end_now(code: int) -> NoReturn:
+    """End this process with ``code`` at once, after what is buffered is out, as far as anyone still reads it."""
+    try:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)

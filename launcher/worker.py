@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from launcher import heartbeat, host_memory, orphans, rank_error
-from launcher.ending import Ending
+from launcher.ending import Ending, end_now
 from launcher.errors import StoppedEarly, ThawlineError
 from launcher.rank_error import RankError
 from launcher.run_dir import RunDir
@@ -138,12 +138,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     ending = Ending()
-    # A rank that failed must not wait for others in a destructor: leave at once, after what is buffered is out.
     code = main()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
     if code:
-        # In a SLURM job the code is read from the error's file: torchrun's agents would take 75 for a crash.
-        os._exit(0 if code == StoppedEarly.exit_code and ATTEMPT in os.environ else code)
+        # A rank that failed must not wait for others in a destructor. In a SLURM job the code is read from the error's
+        # file: torchrun's agents would take 75 for a crash.
+        end_now(0 if code == StoppedEarly.exit_code and ATTEMPT in os.environ else code)
     ending.is_done = True

@@ -134,7 +134,7 @@ class NativeBatch:
         return list(sums)
 
     def finish(self) -> None:
-        """Count the step, unless gathering has; the count is a new tensor, as in `batches.Batch.finish`."""
+        """Count the step, where gathering has not; the count is a new tensor, as in `batches.Batch.finish`."""
         self._library.count(self._gathered, torch.tensor(float(self.step)), _NAMES)
 
 

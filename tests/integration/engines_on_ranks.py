@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from launcher.ending import Ending
+
+ending = Ending()  # before what registers with atexit is imported
+
 import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +18,6 @@ from torch import nn
 from launcher import backends, distributed, optim
 from launcher.backends import Parts
 from launcher.backends.engine import state_tensors
-from launcher.ending import Ending
 from launcher.plan import BatchPlan, GroupPlan, StagePlan
 from launcher.recipe import Stage
 
@@ -180,6 +183,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    ending = Ending()
     main()
     ending.is_done = True

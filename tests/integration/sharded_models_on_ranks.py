@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from launcher.ending import Ending
+
+ending = Ending()  # before what registers with atexit is imported
+
 import json
 import sys
 from pathlib import Path
@@ -13,7 +17,6 @@ import transformers
 from transformers.integrations import HfDeepSpeedConfig
 
 from launcher import distributed, models
-from launcher.ending import Ending
 from launcher.models.weights import WeightsMismatch, WeightsReader, load_weights, named_state, write_weights
 from launcher.recipe import CausalLM, ImageClassification, Model, Task, TextClassification
 
@@ -135,6 +138,5 @@ def sharded_once(folder: Path, left_behind: HfDeepSpeedConfig) -> bool:
 
 
 if __name__ == "__main__":
-    ending = Ending()
     main()
     ending.is_done = True

@@ -5,6 +5,10 @@ Each takes the very way of ``launcher.worker``; what is spared is to import torc
 
 from __future__ import annotations
 
+from launcher.ending import Ending
+
+ending = Ending()  # before what registers with atexit is imported
+
 import json
 import os
 import sys
@@ -13,12 +17,10 @@ from pathlib import Path
 import torch
 
 from launcher import walk
-from launcher.ending import Ending
 from launcher.run_dir import RunDir
 from launcher.stop import StopRequest
 
 if __name__ == "__main__":
-    ending = Ending()
     runtime = walk.join()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # as ranks of `thawline run` take it: bits depend on it
     for recipe, overrides, run_dir in json.loads(sys.argv[1]):

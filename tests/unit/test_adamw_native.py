@@ -419,3 +419,18 @@ def test_what_a_refusal_finds_stepped_is_counted() -> None:
     counts = [int(optimizer.state[param]["step"]) for param in params]
     assert stepped == [i != 300 and param.numel() > 0 for i, param in enumerate(params)]
     assert counts == [1 + (i != 300) for i in range(len(params))]
+
+
+def test_a_parameter_named_twice_is_stepped_as_with_a_clip() -> None:
+    """Torch warns of it. It is stepped twice, with one count."""
+    ends = []
+    for max_norm in (None, torch.inf):
+        param = torch.ones(5, requires_grad=True)
+        with pytest.warns(UserWarning, match="duplicate parameters"):
+            optimizer = FusedAdamW([param, param], lr=0.1)
+        for _ in range(3):
+            param.grad = torch.full((5,), 0.5)
+            optimizer.step(max_norm=max_norm)
+        ends.append([param.detach(), *(tensor for _, tensor in sorted(optimizer.state[param].items()))])
+    assert all(map(torch.equal, *ends))
+    assert ends[0][-1] == 3

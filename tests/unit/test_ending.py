@@ -37,3 +37,10 @@ def test_the_interpreter_is_left_standing_by_a_rank_that_is_done(end: str, code:
     assert ended.returncode == code
     assert ended.stdout == "buffered registered "
     assert ("torn down" in ended.stderr) == is_torn_down
+
+
+def test_a_rank_that_is_done_is_done_though_nobody_reads_on() -> None:
+    script = SCRIPT + "ending.is_done = True; sys.stdout.close()\nimport os; sys.stdout = os.fdopen(9, 'w'); print(1)"
+    command = ["bash", "-c", 'exec 9> >(:); wait $!; exec "$@"', "bash", sys.executable, "-c", script]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr

@@ -91,7 +91,7 @@ Call checked(const Tensors& params, const Tensors& grads, const Tensors& exp_avg
     bool is_packed = scalars.scalar_type() == ScalarType::Float && scalars.is_contiguous() &&
                      scalars.numel() * sizeof(float) == sizeof(Scalars) &&
                      (count == 0 || scalars.is_cpu() || scalars.get_device() == params[0].get_device());
-    STD_TORCH_CHECK(is_packed, "thawline: scalars must be the nine float32 of reference.pack, on the host or on the parameters' device");
+    STD_TORCH_CHECK(is_packed, "thawline: scalars must be the nine float32 of reference.packed, on the host or on the parameters' device");
     return call;
 }
 

@@ -198,10 +198,11 @@ void put_back(Object* params, std::vector<Trail> trail) {
 }
 
 // Adds a parameter; false if it is not ordinary.
-bool add(Gathered& to, Object* owner, Object* owned_grad, Object* state, Object* counter, const Python& python, Trail& trail) {
+bool add(Gathered& to, Object* owner, Object* owned_grad, Object* state, Object* counter, Object* counted, const Python& python,
+         Trail& trail) {
     if (!state) return false;
     const auto [_, step, exp_avg, exp_avg_sq, maximum, master, low, __] = entries(state, python);
-    if (step != counter) return false;
+    if (step != counter && (!step || step != counted)) return false;  // the second: named twice in the group
     const View param(master ? master : owner, python), grad(owned_grad, python);
     const View m(exp_avg, python), v(exp_avg_sq, python);
     const View extra(master ? owner : low, python), peak(maximum, python);
@@ -294,16 +295,13 @@ EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* stat
         if (!grad) PyErr_Clear();
         if (grad != none) {
             if (!state) state = PyDict_GetItem(states, owner);
-            if (grad && add(*to, owner, grad, state, counter, python, trail[i])) {
+            if (grad && add(*to, owner, grad, state, counter, counted, python, trail[i])) {
                 to->positions.push_back(i);
                 to->kept.push_back(grad);
+                to->states.push_back(state);
                 Py_IncRef(grad);
-                if (counted != none) {
-                    give_count(state, counted, python.names[STEP]);
-                } else {
-                    to->states.push_back(state);
-                    Py_IncRef(state);
-                }
+                Py_IncRef(state);
+                if (counted != none) give_count(state, counted, python.names[STEP]);
             } else {
                 Object* const position = PyLong_FromSsize_t(i);
                 PyList_Append(rest, position);

@@ -14,8 +14,8 @@ struct Gathered {
     std::vector<Streams> streams;
     std::vector<int64_t> numels;
     std::vector<int64_t> positions;  // of the parameters in their group
-    std::vector<void*> kept;         // Python objects whose memory `streams` points into; released with this
-    std::vector<void*> states;       // the dicts whose "step" counts
+    std::vector<void*> kept;         // gradients whose memory `streams` points into; released with this
+    std::vector<void*> states;       // the dicts that hold the moments, and whose "step" counts; released with this
 };
 
 // Steps the tensors of `from` while they are gathered, in their order: those before `ready`, until `is_complete`. Sets

@@ -13,7 +13,7 @@
 #define THAWLINE_INLINE static inline __attribute__((always_inline))
 #endif
 
-// Computed in double and rounded to fp32 once, by reference.scalars; the order is that of reference.pack.
+// Computed in double and rounded to fp32 once, by reference.scalars; the order is that of reference.packed.
 struct Scalars {
     float decay, weight1, beta2, weight2, root_correction2, eps, step_size, grad_scale;
     float skips;  // not 0: leave everything as it is
