@@ -37,6 +37,9 @@ class BoundTask(Protocol):
     best_direction: ClassVar[Mapping[str, Literal["max", "min"]]]
     """Measure -> which way is better."""
 
+    def notes(self) -> list[str]:
+        """What the plan says about how rows become features, a sentence each."""
+
     def encode(self, row: Row, *, augment_seed: int | None) -> Features:
         """One row -> features. ``augment_seed``: of the training augmentation; None: no augmentation."""
 

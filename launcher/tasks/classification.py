@@ -35,6 +35,10 @@ class Classification:
     def __init__(self, labels: list[str]) -> None:
         self.labels = labels
 
+    def notes(self) -> list[str]:
+        """Nothing that the recipe does not say."""
+        return []
+
     def encode_rows(self, rows: Sequence[Row], *, augment_seeds: Sequence[int] | None) -> list[Features]:
         """Several rows -> features."""
         raise NotImplementedError
