@@ -6,6 +6,7 @@ No logic here. What a command does is in the module it names; each is imported w
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -246,7 +247,7 @@ def top(
 
 
 def _print(what: object) -> None:
-    """Text as it is, a map as JSON, tables as wide as the terminal, or 160 columns where there is none."""
+    """Text as it is, a map as JSON, tables as wide as the terminal or $COLUMNS, else 160 columns."""
     if isinstance(what, str):
         print(what)
     elif isinstance(what, dict):
@@ -256,7 +257,8 @@ def _print(what: object) -> None:
     else:
         from rich.console import Console
 
-        Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(what)
+        has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+        Console(width=None if has_width else 160, highlight=False).print(what)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from launcher.costs.peak import Activations, NotCounted
 from launcher.costs.step_time import Work
 from launcher.models import recompute
 from launcher.models.alike_blocks import SavedTensors, standing_in
-from launcher.models.flops import AGAIN, BACKWARD, FORWARD, KERNELS, FlopMeter
+from launcher.models.flops import AGAIN, BACKWARD, FORWARD, KERNELS, MOVED, FlopMeter
 from launcher.models.image_spec import ImageSpec
 from launcher.recipe import ImageClassification, Task
 
@@ -80,7 +80,7 @@ def count(
 def _work(meter: FlopMeter) -> Work:
     """What was computed; a whole pass's, or of a model that does not train the forward's alone."""
     done = meter.done
-    return Work(float(done[FORWARD]), float(done[BACKWARD]), float(done[AGAIN]), done[KERNELS])
+    return Work(float(done[FORWARD]), float(done[BACKWARD]), float(done[AGAIN]), done[KERNELS], float(done[MOVED]))
 
 
 def text_inputs(batch_size: int, length: int) -> dict[str, torch.Tensor]:

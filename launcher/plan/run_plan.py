@@ -92,7 +92,9 @@ class StagePlan(Planned):
     time: StepTime | None = None
     """Estimated seconds of an optimizer step. None: not estimated."""
     why: str = ""
-    """What is needed of what there is; what cannot be known; why auto took this strategy."""
+    """What is needed of what there is; what cannot be known."""
+    choice: str = ""
+    """What ``auto`` chose and why, or what the recipe sets and would be faster otherwise. Empty: nothing to say."""
 
     @property
     def label(self) -> str:
