@@ -7,6 +7,8 @@ survives. Changes nothing and draws no random number. `walk` says the lines befo
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +23,7 @@ from launcher.plan import RunPlan
 from launcher.tasks import Batch, BoundTask
 
 LINE_CELLS = 160
-"""Columns of a terminal that a line takes at most."""
+"""Columns that a line takes at most; on a narrower terminal, as many as it has."""
 LABELS_SHOWN = 12
 NAME_CELLS = 24
 """Of a label's name, and of what a row is called."""
@@ -69,10 +71,11 @@ def told(splits: Splits, task: BoundTask, processor: Any, plan: RunPlan) -> list
     """Two lines: the rows of each split with the labels' shares, and the first training row as in the first epoch."""
     seeds = row_seeds(plan.stages[0].settings.seed, 0, 0, [0])
     [first] = seen(splits.train, [0], "train", task, processor, seeds=seeds)
-    return [data_line(splits), row_line(first, plan.recipe.data.max_length)]
+    cells = max(80, min(LINE_CELLS, shutil.get_terminal_size().columns)) if sys.stdout.isatty() else LINE_CELLS
+    return [data_line(splits, cells), row_line(first, plan.recipe.data.max_length, cells)]
 
 
-def data_line(splits: Splits) -> str:
+def data_line(splits: Splits, cells: int = LINE_CELLS) -> str:
     """``data: 900 train and 100 validation rows; 3 labels: …``"""
     sizes = [(name, rows) for name in ("train", "validation", "test") if (rows := getattr(splits, name)) is not None]
     counted = [f"{len(rows):,} {name}" for name, rows in sizes]
@@ -82,10 +85,12 @@ def data_line(splits: Splits) -> str:
     counts = np.bincount(splits.train.table["label"].to_numpy(), minlength=len(splits.labels))
     shares = sorted(zip(counts / counts.sum(), splits.labels, strict=True), key=lambda share: -share[0])
     line += f"; {len(shares)} labels in train: "
-    return line + _shares([f"{visible(name, NAME_CELLS)} {_percent(share)}" for share, name in shares], cell_len(line))
+    return line + _shares(
+        [f"{visible(name, NAME_CELLS)} {_percent(share)}" for share, name in shares], cells - cell_len(line)
+    )
 
 
-def row_line(row: SeenRow, max_length: int) -> str:
+def row_line(row: SeenRow, max_length: int, cells: int = LINE_CELLS) -> str:
     """``first row (train, 0): label neg; 14 tokens: [CLS] …``"""
     line = f"first row ({row.split}, {visible(row.id, NAME_CELLS)}): "
     if row.label is not None:
@@ -95,7 +100,7 @@ def row_line(row: SeenRow, max_length: int) -> str:
         cut = ", data.max_length" if length == max_length else ""
         predicted = f", {sum(row.trained)} predicted" if row.trained is not None else ""
         line += f"{length} token{'s' if length != 1 else ''}{cut}{predicted}: "
-        return line + visible(row.text or "", LINE_CELLS - cell_len(line))
+        return line + visible(row.text or "", max(1, cells - cell_len(line)))
     if row.shape is not None:
         line += f"image {' x '.join(map(str, row.shape))}, values {row.low:.3g} to {row.high:.3g}"
         if row.low == row.high:
@@ -135,13 +140,13 @@ def _read_back(batch: Batch, split: str, task: BoundTask, processor: Any) -> See
     return SeenRow(split, row_id, label, shape=tuple(pixels.shape), low=float(pixels.min()), high=float(pixels.max()))
 
 
-def _shares(words: list[str], before: int) -> str:
+def _shares(words: list[str], cells: int) -> str:
     """As many as fit the line, the most common first; the rarest is always named."""
     for shown in range(min(len(words), LABELS_SHOWN), 0, -1):
         listed = ", ".join(words[:shown])
         if shown < len(words):
             listed += f", … and {len(words) - shown} more (the rarest: {words[-1]})"
-        if before + cell_len(listed) <= LINE_CELLS:
+        if cell_len(listed) <= cells:
             break
     return listed
 
