@@ -1,8 +1,8 @@
 """Where the answers of ``thawline predict`` go, and in which form: JSON lines, JSON, csv or tsv.
 
 Owns the names beside one another: an answer keeps its own (``label``, ``score`` …), and a column of the input that is
-called so too goes by ``input_NAME``; but an ``id`` of the input's own is the id. A file appears when it is whole. Called by `cli`, which hands it what
-`inference` answers.
+called so too goes by ``input_NAME``; but an ``id`` of the input's own is the id. A file appears when it is whole.
+Called by `cli`, which hands it what `inference` answers.
 """
 
 from __future__ import annotations
