@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from launcher.data.sources import IMAGE_SUFFIXES
+from launcher.data.image_files import files_under, is_image
 from launcher.data.table_files import EVERY, FORMATS, SUFFIXES, Table, Wanted, utf8
 from launcher.errors import DataError, UserError
 from launcher.recipe.data import Data, TableData
@@ -54,11 +54,8 @@ def _images_of(given: str, data: Data) -> list[dict[str, Any]]:
 
 
 def _images_under(folder: Path) -> list[Path]:
-    files = [
-        path for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]  # fmt: skip
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    files = files_under(folder)
+    images = [path for path in files if is_image(path)]
     if not images:
         raise UserError(f"folder {str(folder)!r} holds no images; name one that does, or the images themselves")
     if passed_over := len(files) - len(images):
