@@ -171,18 +171,30 @@ def predict(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            help="Texts or files of them (.txt: one a line; csv, json, parquet), or images.", metavar="INPUT…"
+            help="Texts, or files of them (.txt: one a line; csv, tsv, json, parquet); images, folders of images, or "
+            "tables of their paths.",
+            metavar="INPUT…",
         ),
     ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="A .jsonl, .json, .csv or .tsv; else stdout.")
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="FORMAT", help="jsonl, json, csv or tsv; default as FILE ends.")
+    ] = None,
 ) -> None:
-    """Predict with a run's exported model; one JSON object a line."""
-    import json
+    """Predict with a run's exported model; each answer beside the columns of its input's file.
 
-    from launcher import inference
+    A column of the file whose name the answer uses too, such as label, goes by input_label.
+    """
+    from launcher import prediction_output
     from launcher.run_dir import RunDir
 
-    for prediction in inference.predict(RunDir(run), inputs):
-        print(json.dumps(prediction, ensure_ascii=False))
+    written_as = prediction_output.form_of(output, form, inputs)
+    from launcher import inference
+
+    found = inference.predict(RunDir(run), inputs)
+    prediction_output.write(found.answers, found.columns, output, written_as)
 
 
 @app.command()

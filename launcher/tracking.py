@@ -6,6 +6,7 @@ which rank it is on: the first one's speaks, the others' are mute. Nothing here 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -18,6 +19,7 @@ from launcher.metrics_file import MetricsFile, cut_back
 from launcher.plan import RunPlan, StagePlan
 from launcher.run_dir import RunDir
 from launcher.status import State, new_status, write_status
+from launcher.stop import ATTEMPT
 from launcher.wandb_run import WandbRun
 
 STATUS_EVERY_S = 1.0
@@ -86,7 +88,7 @@ class SpeakingTracker(Tracker):
         self._run_dir, self._plan = run_dir, plan
         self._stage = plan.stages[0]
         self._pace = _Pace(0, 0)
-        self._console = open_console()
+        self._console = open_console(has_log=orphans.launcher_pid() is not None or ATTEMPT in os.environ)
         self._wandb = self._open_wandb()
         self._status = new_status(
             run_dir, plan.recipe.name, len(plan.stages), plan.cluster.ranks, orphans.launcher_pid()

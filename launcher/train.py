@@ -78,7 +78,8 @@ def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) 
     """
     memory = MemoryMeter(stage, run.runtime)
     engine = open_stage(run, stage, start)
-    log.info("stage %s: %s", stage.name, engine.describe())
+    built = (f"{name.replace('_', ' ')} {value}" for name, value in engine.describe().items())
+    log.info("stage %s: %s", stage.name, ", ".join(built))
     before = run.agree_on_digests(stages.digests(engine.parameters()))
     position = resume.position if resume else start.position
     if resume and resume.position.ranks == run.runtime.ranks:

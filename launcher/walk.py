@@ -23,6 +23,7 @@ from launcher import (
     hub_access,
     models,
     nvme,
+    seen_rows,
     session,
     split_stages,
     tasks,
@@ -122,6 +123,8 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
     tracker = open_tracker(run_dir, plan, runtime.is_first, resumed_from)
     run = Run(plan, run_dir, runtime, splits, task, tracker, stop)
     with tracker, _nothing_left(swapped, run):
+        for line in seen_rows.told(splits, task, processor, plan):  # on every rank: all read the row, or none
+            tracker.say(line)
         for line in damaged:
             tracker.say(line)
         if narrow := free_space.warning(plan, run_dir):

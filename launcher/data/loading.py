@@ -26,7 +26,7 @@ from launcher.data.table_files import Table, Wanted
 from launcher.errors import DataError
 from launcher.plan.data_facts import DataFacts
 from launcher.recipe import Task
-from launcher.recipe.data import Data, ImageFolderData
+from launcher.recipe.data import Data, HubData
 
 Indices = npt.NDArray[np.int64]
 
@@ -145,7 +145,7 @@ def _columns(table: Table, data: Data, task: Task, ids: Indices | None, recipe_d
         elif name in table.columns.column_names:
             columns[column] = table.columns[name].combine_chunks()
     image = columns.get("image")
-    if image is not None and is_text(image.type) and not isinstance(data, ImageFolderData):
+    if image is not None and is_text(image.type) and isinstance(data, HubData):
         columns["image"] = pa.array([str(recipe_dir / path) for path in image.to_pylist()], pa.large_string())
     return pa.table({**columns, "id": pa.array(table.ids, pa.large_string())})
 

@@ -56,11 +56,17 @@ class TableData(DataSettings):
 
 
 class ImageFolderData(DataSettings):
-    """``files`` is a folder with one folder a label, or with train/, validation/ and test/ folders of such."""
+    """``files`` is a folder with one folder a label, or with train/, validation/ and test/ folders of such.
+
+    ``training``, ``val``, ``valid``, ``dev`` and ``testing`` name the splits too, in capitals or not. Where a
+    ``metadata.csv`` (.jsonl, .parquet) lies in a folder, its rows are the data, as in `datasets`' imagefolder.
+    """
 
     source: Literal["imagefolder"]
     files: Files
     """A folder, or one for each split."""
+    empty_classes: Literal["error", "keep"] = "error"
+    """A label's folder without images: refused, or a label that no row has."""
 
 
 class HubData(DataSettings):
