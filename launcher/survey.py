@@ -147,6 +147,7 @@ def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fi
     """
     found: dict[Any, Activations] = {}
     meter = FlopMeter()
+    config = getattr(module, "config", None)
 
     def count(stage: plan.StagePlan, length: int | None = None) -> Activations:
         settings, micro_size = stage.settings, stage.batch.micro_size
@@ -163,7 +164,7 @@ def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fi
             stages.set_modes(module, stage)
             found[key] = activations.count(
                 module,
-                lambda: activations.inputs_of(recipe.task, processor, micro_size, tokens),
+                lambda: activations.inputs_of(recipe.task, processor, micro_size, tokens, config),
                 "cuda" if cluster.gpus_per_node else "cpu",
                 settings.precision,
                 is_cast=is_cast,
