@@ -156,6 +156,7 @@ def counter(
     """
     found: dict[Any, Activations] = {}
     meter = FlopMeter()
+    config = getattr(module, "config", None)
 
     def count(stage: plan.StagePlan, length: int | None = None) -> Activations:
         settings, micro_size = stage.settings, stage.batch.micro_size
@@ -172,7 +173,7 @@ def counter(
             stages.set_modes(module, stage)
             counted = activations.count(
                 module,
-                lambda: activations.inputs_of(recipe.task, processor, micro_size, tokens),
+                lambda: activations.inputs_of(recipe.task, processor, micro_size, tokens, config),
                 "cuda" if cluster.gpus_per_node else "cpu",
                 settings.precision,
                 is_cast=is_cast,

@@ -14,19 +14,20 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+
+from launcher.models.fake_values import FakeValues
 
 FORWARD, BACKWARD, AGAIN, KERNELS, MOVED = "forward", "backward", "again", "kernels", "moved"
 ATTENTION_BACKWARD = 2.5
 """A fused attention computes two products forward; backward the scores again and four more (Dao et al., 2022)."""
 
 
-class FlopMeter(FakeTensorMode):
+class FlopMeter(FakeValues):
     """Fake tensors, which have shapes and no memory, and in ``done`` the operations of all that is called on them, and
     of the backward that follows from it."""
 
     def __init__(self) -> None:
-        super().__init__(allow_non_fake_inputs=True)
+        super().__init__()
         self._depth = 0
         self.fakes: dict[torch.Tensor, dict[Any, torch.Tensor]] = {}
         """Parameters and buffers -> what took their place, by dtype and device; making one takes a millisecond."""
@@ -100,6 +101,7 @@ FORMULAS: dict[Any, Callable[[Any, Any], int]] = {
     _ATEN.mm: lambda args, output: _product(args[0], output),
     _ATEN.bmm: lambda args, output: _product(args[0], output),
     _ATEN.addmm: lambda args, output: _product(args[1], output),
+    _ATEN._grouped_mm: lambda args, output: _product(args[0], output),
     _ATEN.baddbmm: lambda args, output: _product(args[1], output),
     _ATEN.convolution: lambda args, output: _convolution(args[1], args[0], output, args[6]),
     _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda args, output: _attention(*args[:3]),
