@@ -39,6 +39,7 @@ def _stage_json(stage: StagePlan) -> dict[str, Any]:
         "memory": stage.memory.model_dump() if stage.memory else None,
         "fits": stage.fits,
         "why": stage.why,
+        "warnings": stage.warnings,
         "disk": stage.disk.model_dump() if stage.disk else None,
         "step_time": stage.time.model_dump() if stage.time else None,
     }
