@@ -60,11 +60,16 @@ def run(
 
 
 @app.command()
-def resume(run: Run) -> None:
+def resume(
+    run: Run,
+    accept: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Go on with this stage's weights though its proof fails.")
+    ] = None,
+) -> None:
     """Go on with a run from its newest checkpoint that verifies."""
     from launcher import launch, session
 
-    launch.train(session.reopen_run(run), print)
+    launch.train(session.reopen_run(run, accept=accept), print)
 
 
 @app.command()
@@ -114,6 +119,8 @@ def plan(
             print(f"thawline: assumed, without the hub: {assumption}", file=sys.stderr)
         if narrow := free_space.warning(seen.plan, RunDir(session.RUNS / checked.name)):
             print(f"thawline: {narrow}", file=sys.stderr)
+        for warning in (line for stage in seen.plan.stages for line in stage.warnings):
+            print(f"thawline: warning: {warning}", file=sys.stderr)
         if as_json:
             _print(plan_json(seen.plan))
         elif compare:
