@@ -47,15 +47,10 @@ def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) 
     """
     memory = MemoryMeter(stage, run.runtime)
     engine = open_stage(run, stage, start)
-<<<<<<< HEAD
     built = (f"{name.replace('_', ' ')} {value}" for name, value in engine.describe().items())
     log.info("stage %s: %s", stage.name, ", ".join(built))
-    before = run.agree_on_digests(stages.digests(engine.parameters()))
-=======
-    log.info("stage %s: %s", stage.name, engine.describe())
     largest: dict[str, float] = {}
     before = run.agree_on_digests(stages.digests(stages.largest_values(engine.parameters(), largest)))
->>>>>>> verdict
     position = resume.position if resume else start.position
     if resume and resume.position.ranks == run.runtime.ranks:
         engine.load(resume.engine)

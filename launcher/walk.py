@@ -23,11 +23,8 @@ from launcher import (
     hub_access,
     models,
     nvme,
-<<<<<<< HEAD
-    seen_rows,
-=======
     proof,
->>>>>>> verdict
+    seen_rows,
     session,
     split_stages,
     tasks,

@@ -93,15 +93,11 @@ class StagePlan(Planned):
     time: StepTime | None = None
     """Estimated seconds of an optimizer step. None: not estimated."""
     why: str = ""
-<<<<<<< HEAD
     """What is needed of what there is; what cannot be known."""
     choice: str = ""
     """What ``auto`` chose and why, or what the recipe sets and would be faster otherwise. Empty: nothing to say."""
-=======
-    """What is needed of what there is; what cannot be known; why auto took this strategy."""
     warnings: list[str] = []
     """What to say before it trains; see `update_size.warnings`."""
->>>>>>> verdict
 
     @property
     def label(self) -> str:
