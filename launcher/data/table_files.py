@@ -11,7 +11,7 @@ import difflib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,12 @@ class Table:
     """The file or files, for messages."""
     class_names: dict[str, list[str]] = field(default_factory=dict)
     """Column of class ids -> the names that the data itself gives them."""
+
+    def without(self, rows: Sequence[int]) -> Table:
+        """The table without some of its rows."""
+        kept = np.delete(np.arange(len(self.ids)), np.array(rows, np.int64))
+        columns = self.columns.take(pa.array(kept))
+        return replace(self, columns=columns, ids=[self.ids[row] for row in kept])
 
     def named(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> str:
         """Rows in words: ``2 rows (counted from 0): 4, 17``."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from launcher.recipe.types import NonNegativeInt, PositiveInt, Strict
+from launcher.recipe.types import NonNegativeInt, PositiveInt, Probability, Strict
 
 SOURCES_NOT_BUILT_YET = ("audiofolder", "voc")
 
@@ -39,6 +39,11 @@ class DataSettings(Strict):
     """Tokens a text is cut to."""
     num_workers: NonNegativeInt = 0
     """Processes a rank that prepare batches; 0: the rank itself."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Damaged images, empty cells, texts without a token: named and refused before training, or left out and listed in
+    `skipped.jsonl`."""
+    max_bad_rows: PositiveInt | Probability = 0.1
+    """Rows that ``skip`` leaves out at most: a number, or a share of all, rounded up."""
 
 
 Files = str | list[str] | dict[Literal["train", "validation", "test"], str | list[str]]
