@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.data.table_files import FORMATS, SUFFIXES, Wanted
+from launcher.data.table_files import FORMATS, SUFFIXES, Dialect, Wanted
 from launcher.errors import DataError, UserError
 from launcher.recipe.data import Data, TableData
 
@@ -76,7 +76,8 @@ def _rows_of_file(path: Path, data: Data, is_pair: bool) -> list[dict[str, Any]]
     if format_ == "text":
         names = {"text": "text"}
     encoding = data.encoding if isinstance(data, TableData) else "utf-8"
-    table = FORMATS[format_](path, encoding, [Wanted(name, f"data.columns.{key}") for key, name in names.items()])
+    wanted = [Wanted(name, f"data.columns.{key}") for key, name in names.items()]
+    table = FORMATS[format_](path, encoding, wanted, Dialect.of(data))
     columns = {key: table.columns[name].to_pylist() for key, name in names.items()}
     for key, values in columns.items():
         wrong = [row for row, value in enumerate(values) if not isinstance(value, str)]

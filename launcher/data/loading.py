@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 
 from launcher.data import bad_rows
 from launcher.data.labels import label_ids
-from launcher.data.rows import Rows, is_text
+from launcher.data.rows import Rows, is_bytes, is_text
 from launcher.data.sampling import sample
 from launcher.data.sources import read
-from launcher.data.table_files import Table, Wanted
+from launcher.data.table import Table, Wanted
 from launcher.errors import DataError
 from launcher.plan.data_facts import DataFacts, SkippedRow
 from launcher.recipe import Task
@@ -123,7 +123,9 @@ def load(data: Data, task: Task, recipe_dir: Path, skipped: Sequence[SkippedRow]
         DataError: see each check; nothing that a rank would stumble over later passes.
         EnvironmentProblem: the hub cannot be reached.
     """
-    tables = read(data, _wanted(data, task), recipe_dir)
+    tables = {
+        split: _with_texts(table, data, task) for split, table in read(data, _wanted(data, task), recipe_dir).items()
+    }
     for split, table in tables.items():
         if not table.columns.num_rows:
             raise DataError(f"split {split} has no rows: {table.where}; give it rows, or leave the split out")
@@ -201,6 +203,34 @@ def _columns(table: Table, data: Data, task: Task, ids: Indices | None, recipe_d
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
+def _with_texts(table: Table, data: Data, task: Task) -> Table:
+    """Texts and labels that a file holds as bytes, for want of a word that they are UTF-8, as the texts they are."""
+    columns = table.columns
+    for column in ("text", "text_pair", "label"):
+        name = _name(data, task, column)
+        if name not in columns.column_names or not is_bytes(columns[name].type):
+            continue
+        try:
+            texts = columns[name].cast(pa.large_binary()).cast(pa.large_string())
+        except pa.ArrowInvalid as error:
+            cells = enumerate(columns[name].to_pylist())
+            rows = [row for row, cell in cells if cell is not None and not _is_utf8(cell)]
+            raise DataError(
+                f"data.columns.{column}: column {name!r} of {table.where} holds bytes that are not UTF-8 in "
+                f"{table.named(rows)}; write it as text"
+            ) from error
+        columns = columns.set_column(columns.column_names.index(name), name, texts)
+    return replace(table, columns=columns)
+
+
+def _is_utf8(cell: bytes) -> bool:
+    try:
+        cell.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _with_values(tables: dict[str, Table], data: Data, task: Task) -> tuple[dict[str, Table], list[SkippedRow]]:
     """The tables without the rows that have no value in a column, where the recipe leaves them out; and those rows.
 
@@ -234,14 +264,16 @@ def _check_values(table: Table, data: Data, task: Task) -> dict[int, str]:
         has_texts = is_text(column.type)
         if wanted.key.startswith("data.columns.text") and not has_texts and not pa.types.is_null(column.type):
             raise DataError(f"{wanted.key}: column {wanted.name!r} of {table.where} holds {column.type}, no texts")
-        empty = pc.or_kleene(pc.is_null(column), pc.equal(column, "")) if has_texts else pc.is_null(column)
+        missing = pc.is_null(column, nan_is_null=True)
+        empty = pc.or_kleene(missing, pc.equal(column, "")) if has_texts else missing
         bad = np.flatnonzero(empty.to_numpy())
+        what = "empty or NaN" if pa.types.is_floating(column.type) else "empty"
         if len(bad) and data.on_bad_row == "error":
             raise DataError(
-                f"{wanted.key}: column {wanted.name!r} of {table.where} is empty in {table.named(bad)}; "
+                f"{wanted.key}: column {wanted.name!r} of {table.where} is {what} in {table.named(bad)}; "
                 "fill it in, or leave these rows out with data.on_bad_row: skip"
             )
-        found |= {int(row): f"column {wanted.name!r} of {table.where} is empty" for row in bad}
+        found |= {int(row): f"column {wanted.name!r} of {table.where} is {what}" for row in bad}
     return dict(sorted(found.items()))
 
 

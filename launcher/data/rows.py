@@ -73,6 +73,12 @@ def is_text(type_: pa.DataType) -> bool:
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
+def is_bytes(type_: pa.DataType) -> bool:
+    """Whether a column of this type holds bytes."""
+    kinds = pa.types
+    return bool(kinds.is_binary(type_) or kinds.is_large_binary(type_) or kinds.is_fixed_size_binary(type_))
+
+
 def _feed(lengths: hashlib._Hash, content: hashlib._Hash, values: pa.Array) -> None:
     """Add values: lengths and bytes of what varies in length, the elements of what does not.
 
