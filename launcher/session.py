@@ -138,6 +138,10 @@ def open_run(recipe_path: Path, overrides: Sequence[str] = (), run_dir: Path | N
         log.warning("%s held another recipe's plan and nothing trained by it: it is planned anew", run.path)
         _clear(run)
     write_atomic(run.recipe, reading.to_yaml(reading.raw(recipe_path, overrides)))
+    if plan.data.skipped:
+        from launcher.data import bad_rows
+
+        write_atomic(run.skipped, bad_rows.as_lines(plan.data.skipped))
     write_atomic(run.plan, plan.model_dump_json(indent=1))
     _announce(run, plan, orphans.launcher_pid())
     return Session(run.path, plan, "new")
@@ -226,7 +230,7 @@ def _is_replaceable(run: RunDir, recipe: Recipe) -> bool:
 
 def _clear(run: RunDir) -> None:
     """Take out what a recipe left that trained nothing."""
-    for file in (run.plan, run.status, run.metrics, run.wandb_id, run.latest, run.events):
+    for file in (run.plan, run.status, run.metrics, run.wandb_id, run.latest, run.events, run.skipped):
         file.unlink(missing_ok=True)
     rank_error.clear(run)
     for folder in (run.checkpoints, run.stages):  # its model, untrained

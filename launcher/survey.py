@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +19,16 @@ from typing import Any
 from launcher import cpu_measurement, data, models, plan, stages, tasks
 from launcher.cluster import Cluster
 from launcher.costs.peak import Activations, NotCounted
+from launcher.data.checking import load_checked, without
 from launcher.errors import EnvironmentProblem, Problem, RecipeError, UserError
 from launcher.models import activations, recompute
 from launcher.models.flops import FlopMeter
 from launcher.plan import assumed, fit, memory_plot, search, ways
-from launcher.plan.data_facts import DataFacts
+from launcher.plan.data_facts import DataFacts, SkippedRow
 from launcher.plan.parameters import ModelFacts, groups
 from launcher.recipe import Lora, Recipe
 from launcher.recipe.problems import Origins, unique
+from launcher.tasks import text_check
 from launcher.typical_length import TypicalLength
 
 ANY_LENGTH = TypicalLength([])
@@ -57,14 +59,16 @@ class Survey:
         return ways.shortage(self.plan, self.model, self.count, self.adapted)
 
 
-def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins) -> plan.RunPlan:
-    """Resolve a recipe for a cluster.
+def prepare(
+    recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins, skipped: Sequence[SkippedRow] = ()
+) -> plan.RunPlan:
+    """Resolve a recipe for a cluster. ``skipped``: rows that an earlier plan of the same run left out.
 
     Raises:
         RecipeError: the data or the model are not what the recipe says; a pattern matches nothing; sizes do not divide.
         EnvironmentProblem: the cluster lacks what the recipe asks for, or the hub cannot be reached.
     """
-    return _look(recipe, recipe, recipe_dir, cluster, origins, None).plan
+    return _look(recipe, recipe, recipe_dir, cluster, origins, None, skipped).plan
 
 
 @contextmanager
@@ -105,15 +109,23 @@ def _has_configuration(recipe: Recipe, recipe_dir: Path) -> bool:
 
 
 def _look(
-    recipe: Recipe, built: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins, assumptions: list[str] | None
+    recipe: Recipe,
+    built: Recipe,
+    recipe_dir: Path,
+    cluster: Cluster,
+    origins: Origins,
+    assumptions: list[str] | None,
+    skipped: Sequence[SkippedRow] = (),
 ) -> Survey:
     """``built`` is the recipe with the model that is looked at; ``assumptions`` is None where none may be made."""
     problems: list[Problem] = []
-    data_facts, splits = _data_facts(recipe, recipe_dir, problems, assumptions)
+    splits, data_facts = _data_facts(recipe, recipe_dir, problems, assumptions, skipped)
     model_facts = _model_facts(built, recipe_dir, data_facts, problems)
     processor, lengths = None, ANY_LENGTH
     if model_facts and data_facts and built is recipe:
         processor, task = _checked_processor(recipe, recipe_dir, data_facts.labels, problems)
+        if splits and processor:
+            data_facts = _facts_of_tokens(recipe, recipe_dir, splits, data_facts, processor, problems)
         if task is not None and splits is not None and not problems:
             lengths = _lengths(task, splits, problems)
     cluster = cpu_measurement.measured(cluster)
@@ -209,20 +221,44 @@ def _checkpointing_problems(recipe: Recipe, module: Any) -> list[Problem]:
 
 
 def _data_facts(
-    recipe: Recipe, recipe_dir: Path, problems: list[Problem], assumptions: list[str] | None
-) -> tuple[DataFacts | None, data.Splits | None]:
+    recipe: Recipe,
+    recipe_dir: Path,
+    problems: list[Problem],
+    assumptions: list[str] | None,
+    skipped: Sequence[SkippedRow],
+) -> tuple[data.Splits | None, DataFacts | None]:
     try:
-        splits = data.load(recipe.data, recipe.task, recipe_dir)
-        return splits.facts(), splits
+        splits = load_checked(recipe.data, recipe.task, recipe_dir, skipped)
+        return splits, splits.facts()
     except EnvironmentProblem:
         facts = assumed.data_facts(recipe) if assumptions is not None else None
         if facts is None or assumptions is None:
             raise
         assumptions.append(f"the data has the {recipe.data.limit:,} rows of data.limit")
-        return facts, None
+        return None, facts
     except UserError as error:
         problems.append(_as_problem(error, "data"))
         return None, None
+
+
+def _facts_of_tokens(
+    recipe: Recipe,
+    recipe_dir: Path,
+    splits: data.Splits,
+    facts: DataFacts,
+    processor: Any,
+    problems: list[Problem],
+) -> DataFacts | None:
+    """The data's facts without the texts that the model cannot take; None where they are refused."""
+    if "text" not in splits.train.columns:
+        return facts
+    try:
+        config = models.configuration(recipe.model, recipe.task, facts.labels, recipe_dir)
+        found = text_check.bad_texts(splits.by_name(), processor, config, recipe.data.max_length)
+        return without(splits, found, recipe.data, "data.columns.text", text_check.WHAT).facts() if found else facts
+    except UserError as error:
+        problems.append(_as_problem(error, "data"))
+        return None
 
 
 def _model_facts(

@@ -30,8 +30,9 @@ from launcher import (
     tasks,
 )
 from launcher.checkpoint import Best, Position, Saved
+from launcher.data import bad_rows, checking
 from launcher.distributed import Runtime
-from launcher.errors import EnvironmentProblem, FollowsFirst, UserError
+from launcher.errors import DataError, EnvironmentProblem, FollowsFirst, UserError
 from launcher.memory_told import memory_told
 from launcher.models.on_disk import widened
 from launcher.models.weights import named_state, write_weights
@@ -107,7 +108,7 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
     # All ranks or none, or they might read other versions.
     if any(runtime.gather(hub_access.is_offline() or hub_access.is_lost(recipe))):
         hub_access.go_offline()
-    splits = data.load(recipe.data, recipe.task, recipe_dir)
+    splits = data.load(recipe.data, recipe.task, recipe_dir, plan.data.skipped)
     if found := splits.facts().differences(plan.data):
         raise UserError(
             f"the data is not what was planned: {'; '.join(found)}; "
@@ -120,6 +121,9 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
         checkpoint.clear_unfinished(run_dir)
     damaged: list[str] = []
     saved = runtime.made_by_first(lambda: checkpoint.newest(run_dir, damaged.append))
+    if saved and (broken := runtime.made_by_first(lambda: checking.damaged(splits))):
+        # What broke since the run was planned is named now, and not when its turn comes.
+        raise DataError(bad_rows.broken_since(broken, run_dir.going_on()))
     resumed_from = (saved.position.stage_index, saved.position.step) if saved else None
     tracker = open_tracker(run_dir, plan, runtime.is_first, resumed_from)
     run = Run(plan, run_dir, runtime, splits, task, tracker, stop)
@@ -128,6 +132,8 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
             tracker.say(line)
         for line in damaged:
             tracker.say(line)
+        if plan.data.skipped:
+            tracker.say(f"{len(plan.data.skipped):,} bad rows are left out; {run_dir.skipped} says which and why")
         if narrow := free_space.warning(plan, run_dir):
             tracker.say(narrow)
         require_proven(run, saved)
