@@ -7,6 +7,7 @@ figure they print is the exported model's own. One process, on the GPU if there 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def evaluate(run_dir: RunDir, split: str = "validation") -> dict[str, float]:
     module, task = _loaded(run_dir, plan)
     recipe = plan.recipe
     hub_access.stay_offline_if_unreachable(recipe)
-    splits = data.load(recipe.data, recipe.task, Path(plan.recipe_dir))
+    splits = data.load(recipe.data, recipe.task, Path(plan.recipe_dir), plan.data.skipped)
     if found := splits.facts().differences(plan.data):
         raise UserError(
             f"the data is not what the run was planned with: {'; '.join(found)}; restore it to evaluate on it"
@@ -51,24 +52,41 @@ def evaluate(run_dir: RunDir, split: str = "validation") -> dict[str, float]:
     return measure(lambda inputs: _logits(module(**inputs)), batches, task, _device())
 
 
-def predict(run_dir: RunDir, inputs: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The exported model's answer to each input: a text, each text of a file, or for an image task a path.
+@dataclass(frozen=True)
+class Predictions:
+    """The answers to some inputs, computed as they are asked for."""
+
+    columns: list[str]
+    """All columns that the inputs' files have of their own."""
+    answers: Iterator[tuple[dict[str, Any], dict[str, Any]]]
+    """Each answer, and the columns of its input's file."""
+
+
+def predict(run_dir: RunDir, inputs: Sequence[str]) -> Predictions:
+    """The exported model's answer to each input: a text or each text of a file; an image, each of a folder or a table.
 
     Raises:
         UserError: the run has exported nothing yet, or an input cannot be read.
     """
     plan = read_plan(run_dir)
     if isinstance(plan.recipe.task, ImageClassification):
-        rows = prediction_inputs.image_rows(inputs)
+        rows = prediction_inputs.image_rows(inputs, plan.recipe.data)
     else:
         is_pair = "text_pair" in plan.data.columns
         rows = prediction_inputs.text_rows(inputs, plan.recipe.data, is_pair=is_pair)
-    module, task = _loaded(run_dir, plan)
+    columns = list(dict.fromkeys(name for row in rows for name in row[prediction_inputs.OWN]))
+    return Predictions(columns, _answers(rows, *_loaded(run_dir, plan)))
+
+
+def _answers(
+    rows: list[dict[str, Any]], module: nn.Module, task: BoundTask
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     for begin in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[begin : begin + ROWS_AT_ONCE]
         batch = task.collate(task.encode_rows(some, augment_seeds=None), [1.0] * len(some)).to(_device())
         with torch.no_grad():
-            yield from task.decode(_logits(module(**batch.model_inputs)), batch)
+            answers = task.decode(_logits(module(**batch.model_inputs)), batch)
+        yield from zip(answers, (row[prediction_inputs.OWN] for row in some), strict=True)
 
 
 def _loaded(run_dir: RunDir, plan: RunPlan) -> tuple[nn.Module, BoundTask]:

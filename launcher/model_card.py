@@ -22,9 +22,7 @@ PIPELINES = {
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
-def card(
-    plan: RunPlan, metrics: Mapping[str, float], checkpoint: str | None = None, written: str | None = None
-) -> str:
+def card(plan: RunPlan, metrics: Mapping[str, float], checkpoint: str | None = None, written: str | None = None) -> str:
     """Markdown with the hub's front matter.
 
     Args:

@@ -40,6 +40,10 @@ class BoundTask(Protocol):
     def notes(self) -> list[str]:
         """What the plan says about how rows become features, a sentence each."""
 
+    @property
+    def random_loss(self) -> float | None:
+        """Loss of guessing, every answer as likely as the next; None where there is no such thing."""
+
     def encode(self, row: Row, *, augment_seed: int | None) -> Features:
         """One row -> features. ``augment_seed``: of the training augmentation; None: no augmentation."""
 

@@ -31,6 +31,13 @@ class BoundCausalLM:
     def __init__(self, task: CausalLM, data: Data, processor: Any, labels: None, config: Any) -> None:
         self._tokens = Tokens(task.kind, processor, data.max_length, config)
         self._end = end_token(task, processor)
+        text_config = config.get_text_config() if config is not None else None
+        self._vocabulary: int | None = getattr(text_config, "vocab_size", None)
+
+    @property
+    def random_loss(self) -> float | None:
+        """ln(vocabulary)."""
+        return math.log(self._vocabulary) if self._vocabulary else None
 
     def notes(self) -> list[str]:
         """Which token ends each text."""
