@@ -132,6 +132,8 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
             tracker.say(line)
         for line in damaged:
             tracker.say(line)
+        for line in plan.warnings:
+            tracker.say(f"warning: {line}")
         if plan.data.skipped:
             tracker.say(f"{len(plan.data.skipped):,} bad rows are left out; {run_dir.skipped} says which and why")
         if narrow := free_space.warning(plan, run_dir):

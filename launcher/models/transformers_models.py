@@ -103,7 +103,7 @@ def load_start(
     head: tuple[str, ...] = head_of(module)
     is_head_new = _check_loaded(module, loaded, head, model)
     has_labels = not isinstance(task, CausalLM)
-    if not is_head_new and has_labels and not _same_labels(original_configuration(model, recipe_dir), config):
+    if not is_head_new and has_labels and not same_labels(original_configuration(model, recipe_dir), config):
         log.info("%s: the head (%s) is for other labels; it starts anew", model.source, ", ".join(head))
         widen(module, architecture.names_under(module, head))
         _initialise_again(module, head)
@@ -225,7 +225,7 @@ def _check_loaded(module: nn.Module, loaded: dict[str, Any], head: tuple[str, ..
     return is_new
 
 
-def _same_labels(original: Any, config: Any) -> bool:
+def same_labels(original: Any, config: Any) -> bool:
     """Whether a head that came with the weights can serve: its labels are ours in our order, or have no names."""
     names = [original.id2label[index] for index in sorted(original.id2label)]
     unnamed = [f"LABEL_{index}" for index in range(len(names))]
