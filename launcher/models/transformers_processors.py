@@ -65,12 +65,16 @@ def exported_tokenizer(tokenizer: Any, max_length: int | None) -> Any:
 
 
 def _padding_token(loaded: Any, config: Any, model: Model) -> str:
-    """The token that the model's configuration pads with, or the end token."""
+    """The special token that the model's configuration pads with, or the end token.
+
+    No other: a word that pads would be cut out of longer words from then on.
+    """
     own = getattr(config.get_text_config(), "pad_token_id", None)
-    token = loaded.convert_ids_to_tokens(own) if own is not None and 0 <= own < len(loaded) else None
-    if token is None and loaded.eos_token is None:
+    special = dict(zip(loaded.all_special_ids, loaded.all_special_tokens, strict=True))
+    token = special.get(own, loaded.eos_token)
+    if token is None:
         raise UserError(f"model.source: the tokenizer of {model.source} has neither a padding nor an end token")
-    return str(token or loaded.eos_token)
+    return str(token)
 
 
 def image_processor(model: Model, recipe_dir: Path) -> Any:

@@ -27,9 +27,9 @@ class Tokens:
             raise UserError(
                 f"{type(tokenizer).__name__} has no padding token; set pad_token in the model's tokenizer_config.json"
             )
+        check_length(tokenizer, max_length, config)
         for refusal in padding.refusals(kind, config, int(tokenizer.pad_token_id), max_length):
             raise UserError(refusal)
-        check_length(tokenizer, max_length, config)
         self._tokenizer = copy.deepcopy(tokenizer)
         self._max_length = max_length
         text_config = config.get_text_config() if config is not None else None
