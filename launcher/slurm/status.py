@@ -83,6 +83,8 @@ def follow(run: RunDir) -> Iterator[str]:
             shown = status, jobs
             yield _together(run, jobs)
         if _is_over(run, jobs):
+            if run.status.is_file() and (read_status(run), jobs) != shown:  # it ended since it was read
+                yield _together(run, jobs)
             return
         time.sleep(FOLLOW_EVERY_S)
 
