@@ -20,7 +20,17 @@ from pathlib import Path
 from typing import Literal
 
 from launcher import cluster as clusters
-from launcher import hub_access, orphans, proof, rank_error, run_lock, split_stages
+from launcher import (
+    host_limits,
+    hub_access,
+    orphans,
+    oversubscription,
+    phases,
+    proof,
+    rank_error,
+    run_lock,
+    split_stages,
+)
 from launcher.cluster import Cluster
 from launcher.errors import UserError
 from launcher.plan import RunPlan, free_space
@@ -72,11 +82,14 @@ def claim_run(
     if _holds(run, recipe):
         return _claimed(run, ranks)
     cluster = _cluster(ranks, from_environment=False)
+    oversubscription.require_room(cluster, host_limits.available_bytes(), f"--ranks {ranks}")
     is_folder_new = not run.path.exists()
     run.create()
     run_lock.take(run)
     if _holds(run, recipe):  # a process that came first has planned it meanwhile
         return _claimed(run, ranks)
+    # Who looks at it before it has a plan sees that it starts.
+    write_status(run, new_status(run, recipe.name, len(recipe.stages), cluster.ranks, os.getpid(), "importing"))
     hub_access.stay_offline_if_unreachable(recipe)  # said here, where the user sees it, and so for all ranks
     changes = (part for change in overrides for part in ("--set", change))
     arguments = (str(recipe_path), "--run-dir", str(run.path), "--unplanned", *changes)
@@ -89,7 +102,7 @@ def withdraw(claim: Claim) -> None:
     A folder that was there before, or that somebody has put anything else in, stays.
     """
     run = RunDir(claim.path)
-    ours = {path.name for path in (run.logs, run.checkpoints, run.stages, run.launcher_lock)}
+    ours = {path.name for path in (run.logs, run.checkpoints, run.stages, run.launcher_lock, run.status)}
     if not claim.is_folder_new or not {path.name for path in run.path.iterdir()} <= ours:
         return
     # Out of the way at once: a network's file system keeps what is open, and this process has the lock open.
@@ -128,7 +141,9 @@ def open_run(recipe_path: Path, overrides: Sequence[str] = (), run_dir: Path | N
     from launcher import survey  # imports torch, transformers and datasets
 
     cluster = clusters.with_own_disk(_cluster(None, from_environment=True))
+    oversubscription.require_room(cluster, cluster.host_memory_bytes, f"LOCAL_WORLD_SIZE={cluster.ranks_per_node}")
     plan = survey.prepare(recipe, recipe_path.resolve().parent, cluster, origins)
+    oversubscription.require_memory(plan)
     free_space.require(plan, run)
     run.create()
     run_lock.take(run)
@@ -201,7 +216,11 @@ def _holds(run: RunDir, recipe: Recipe) -> bool:
 
     Raises: UserError as `_is_replaceable`.
     """
-    return run.plan.is_file() and not _is_replaceable(run, recipe)
+    try:
+        is_planned = run.plan.is_file()
+    except OSError as error:
+        raise run.refusal(run.path, error) from error
+    return is_planned and not _is_replaceable(run, recipe)
 
 
 def _is_replaceable(run: RunDir, recipe: Recipe) -> bool:
@@ -262,7 +281,10 @@ def _reopened(run: RunDir, ranks: int | None, from_environment: bool) -> Session
 
 def _claimed(run: RunDir, ranks: int | None) -> Claim:
     found = _reopened(run, ranks, from_environment=False)
-    return Claim(run.path, found.plan.cluster, found.standing, (str(run.recipe), "--run-dir", str(run.path)))
+    cluster = found.plan.cluster
+    if found.standing != "finished":
+        oversubscription.require_room(cluster, host_limits.available_bytes(), f"{cluster} of {run.path}")
+    return Claim(run.path, cluster, found.standing, (str(run.recipe), "--run-dir", str(run.path)))
 
 
 def _refuse_other_cluster(run: RunDir, plan: RunPlan, ranks: int | None, from_environment: bool) -> None:
@@ -294,4 +316,6 @@ def _cluster(ranks: int | None, from_environment: bool) -> Cluster:
 
 def _announce(run: RunDir, plan: RunPlan, launcher_pid: int | None) -> None:
     run.create()
-    write_status(run, new_status(run, plan.recipe.name, len(plan.stages), plan.cluster.ranks, launcher_pid))
+    phases.knows(run)
+    phase = phases.current() or "importing"
+    write_status(run, new_status(run, plan.recipe.name, len(plan.stages), plan.cluster.ranks, launcher_pid, phase))

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from launcher import cpu_measurement, data, models, plan, stages, tasks
+from launcher import cpu_measurement, data, models, phases, plan, stages, tasks
 from launcher.cluster import Cluster
 from launcher.costs.peak import Activations, NotCounted
 from launcher.data.checking import load_checked, without
@@ -119,7 +119,9 @@ def _look(
 ) -> Survey:
     """``built`` is the recipe with the model that is looked at; ``assumptions`` is None where none may be made."""
     problems: list[Problem] = []
+    phases.enter("reading data")
     splits, data_facts = _data_facts(recipe, recipe_dir, problems, assumptions, skipped)
+    phases.enter("planning")
     model_facts = _model_facts(built, recipe_dir, data_facts, problems)
     processor, task, lengths = None, None, ANY_LENGTH
     if model_facts and data_facts and built is recipe:
