@@ -116,13 +116,13 @@ def _look(
 ) -> Survey:
     """``built`` is the recipe with the model that is looked at; ``assumptions`` is None where none may be made."""
     problems: list[Problem] = []
-    splits, data_facts = _data_facts(recipe, recipe_dir, problems, assumptions, skipped)
+    data_facts = _data_facts(recipe, recipe_dir, problems, assumptions, skipped)
     model_facts = _model_facts(built, recipe_dir, data_facts, problems)
     processor = None
     if model_facts and data_facts and built is recipe:
         processor = _checked_processor(recipe, recipe_dir, data_facts.labels, problems)
-        if splits and processor:
-            data_facts = _facts_of_tokens(recipe, recipe_dir, splits, data_facts, processor, problems)
+        if processor is not None:
+            data_facts = _without_bad_texts(recipe, recipe_dir, data_facts, processor, problems)
     resolved: plan.RunPlan | None = None
     if model_facts and data_facts:
         try:
@@ -215,35 +215,32 @@ def _data_facts(
     problems: list[Problem],
     assumptions: list[str] | None,
     skipped: Sequence[SkippedRow],
-) -> tuple[data.Splits | None, DataFacts | None]:
+) -> DataFacts | None:
     try:
-        splits = load_checked(recipe.data, recipe.task, recipe_dir, skipped)
-        return splits, splits.facts()
+        return load_checked(recipe.data, recipe.task, recipe_dir, skipped).facts()
     except EnvironmentProblem:
         facts = assumed.data_facts(recipe) if assumptions is not None else None
         if facts is None or assumptions is None:
             raise
         assumptions.append(f"the data has the {recipe.data.limit:,} rows of data.limit")
-        return None, facts
+        return facts
     except UserError as error:
         problems.append(_as_problem(error, "data"))
-        return None, None
+        return None
 
 
-def _facts_of_tokens(
-    recipe: Recipe,
-    recipe_dir: Path,
-    splits: data.Splits,
-    facts: DataFacts,
-    processor: Any,
-    problems: list[Problem],
+def _without_bad_texts(
+    recipe: Recipe, recipe_dir: Path, facts: DataFacts, processor: Any, problems: list[Problem]
 ) -> DataFacts | None:
-    """The data's facts without the texts that the model cannot take; None where they are refused."""
-    if "text" not in splits.train.columns:
+    """The data's facts without the texts that the model cannot take; None, and a problem, where they are refused."""
+    if "text" not in facts.columns or not facts.digests:  # images, or data that was assumed
         return facts
     try:
         config = models.configuration(recipe.model, recipe.task, facts.labels, recipe_dir)
-        found = text_check.bad_texts(splits.by_name(), processor, config, recipe.data.max_length)
+        splits = data.load(recipe.data, recipe.task, recipe_dir, facts.skipped)
+        is_classified = recipe.task.kind == "text-classification"
+        length = recipe.data.max_length
+        found = text_check.bad_texts(splits.by_name(), processor, config, length, is_classified=is_classified)
         return without(splits, found, recipe.data, "data.columns.text", text_check.WHAT).facts() if found else facts
     except UserError as error:
         problems.append(_as_problem(error, "data"))
