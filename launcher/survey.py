@@ -1,37 +1,34 @@
 """Looks at the model and the data, then plans: the way from a recipe to a `RunPlan`.
 
 The model is built on the meta device from its configuration, so no weights are downloaded; the data is read for its
-counts and labels. What either shows to be wrong is told with the line of the recipe that says otherwise, all at once.
-Called by ``thawline plan`` and by the first rank of a new run.
+counts and labels, unless `data_survey` has done so a moment ago. What either shows to be wrong is told with the line of
+the recipe that says otherwise, all at once. Called by ``thawline plan`` and by the first rank of a new run.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from launcher import data, models, plan, stages, tasks
+from launcher import data, data_survey, models, plan, stages, tasks
 from launcher.cluster import Cluster
 from launcher.costs.peak import Activations, NotCounted
-from launcher.data.checking import load_checked, without
+from launcher.data.checking import without
+from launcher.data_survey import as_problem, batch_problems, with_line
 from launcher.errors import EnvironmentProblem, Problem, RecipeError, UserError
 from launcher.models import activations, recompute
 from launcher.models.flops import FlopMeter
 from launcher.plan import assumed, fit, memory_plot, search, ways
-from launcher.plan.data_facts import DataFacts, SkippedRow
+from launcher.plan.data_facts import DataFacts
 from launcher.plan.parameters import ModelFacts, groups
 from launcher.recipe import Lora, Recipe
 from launcher.recipe.problems import Origins, unique
 from launcher.tasks import text_check
-
-_KEY = re.compile(r"(?:data|task|model|batch)(?:\.\w+)+")
-"""A dotted path at the start of a message."""
 
 
 @dataclass(frozen=True)
@@ -57,24 +54,37 @@ class Survey:
 
 
 def prepare(
-    recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins, skipped: Sequence[SkippedRow] = ()
+    recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins, data_facts: DataFacts | None = None
 ) -> plan.RunPlan:
-    """Resolve a recipe for a cluster. ``skipped``: rows that an earlier plan of the same run left out.
+    """Resolve a recipe for a cluster.
+
+    Args:
+        recipe: what is to be trained.
+        recipe_dir: what its paths are relative to.
+        cluster: on what.
+        origins: where each of its keys was written.
+        data_facts: what `data_survey` found a moment ago; None: the data is read now.
 
     Raises:
         RecipeError: the data or the model are not what the recipe says; a pattern matches nothing; sizes do not divide.
         EnvironmentProblem: the cluster lacks what the recipe asks for, or the hub cannot be reached.
     """
-    return _look(recipe, recipe, recipe_dir, cluster, origins, None, skipped).plan
+    return _look(recipe, recipe, recipe_dir, cluster, origins, None, data_facts).plan
 
 
 @contextmanager
 def foresee(
-    recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins, model_config: Path | None = None
+    recipe: Recipe,
+    recipe_dir: Path,
+    cluster: Cluster,
+    origins: Origins,
+    model_config: Path | None = None,
+    data_facts: DataFacts | None = None,
 ) -> Iterator[Survey]:
     """As `prepare`, for looking alone: where the hub cannot be reached, what `plan.assumed` knows takes its place.
 
     Args:
+        recipe, recipe_dir, cluster, origins, data_facts: see `prepare`.
         model_config: a config.json to take instead of the model's own.
 
     Raises:
@@ -92,7 +102,7 @@ def foresee(
                 built = recipe.model_copy(update={"model": model})
                 origin = str(model_config) if model_config else "the table of configurations that thawline ships"
                 assumptions.append(f"the sizes of {recipe.model.source} are those of {origin}")
-        yield _look(recipe, built, recipe_dir, cluster, origins, assumptions)
+        yield _look(recipe, built, recipe_dir, cluster, origins, assumptions, data_facts)
 
 
 def _has_configuration(recipe: Recipe, recipe_dir: Path) -> bool:
@@ -112,11 +122,11 @@ def _look(
     cluster: Cluster,
     origins: Origins,
     assumptions: list[str] | None,
-    skipped: Sequence[SkippedRow] = (),
+    data_facts: DataFacts | None,
 ) -> Survey:
     """``built`` is the recipe with the model that is looked at; ``assumptions`` is None where none may be made."""
     problems: list[Problem] = []
-    data_facts = _data_facts(recipe, recipe_dir, problems, assumptions, skipped)
+    data_facts = data_facts or _data_facts(recipe, recipe_dir, problems, assumptions)
     model_facts = _model_facts(built, recipe_dir, data_facts, problems)
     processor = None
     if model_facts and data_facts and built is recipe:
@@ -132,11 +142,11 @@ def _look(
     else:
         problems += _stage_problems(recipe, cluster, model_facts)
     if problems or resolved is None:
-        raise RecipeError(unique([_with_line(problem, origins) for problem in problems]))
+        raise RecipeError(unique([with_line(problem, origins) for problem in problems]))
     assert model_facts, "a plan is resolved from them"
     module = models.outline(built.model, built.task, resolved.labels, recipe_dir)
     if refused := _checkpointing_problems(recipe, module):
-        raise RecipeError([_with_line(problem, origins) for problem in refused])
+        raise RecipeError([with_line(problem, origins) for problem in refused])
     count = counter(built, module, cluster, processor)
     labels = resolved.labels
 
@@ -189,12 +199,8 @@ def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fi
 
 def _stage_problems(recipe: Recipe, cluster: Cluster, model_facts: ModelFacts | None) -> list[Problem]:
     """What can be said of the stages' batches and patterns while the data or the model is wrong itself."""
-    problems: list[Problem] = []
+    problems = batch_problems(recipe, cluster.ranks)
     for stage in recipe.stages:
-        try:
-            plan.resolve_batch(stage, cluster.ranks)
-        except RecipeError as error:
-            problems += error.problems
         try:
             if model_facts:
                 groups(stage, model_facts)
@@ -210,23 +216,16 @@ def _checkpointing_problems(recipe: Recipe, module: Any) -> list[Problem]:
 
 
 def _data_facts(
-    recipe: Recipe,
-    recipe_dir: Path,
-    problems: list[Problem],
-    assumptions: list[str] | None,
-    skipped: Sequence[SkippedRow],
+    recipe: Recipe, recipe_dir: Path, problems: list[Problem], assumptions: list[str] | None
 ) -> DataFacts | None:
     try:
-        return load_checked(recipe.data, recipe.task, recipe_dir, skipped).facts()
+        return data_survey.facts(recipe, recipe_dir, problems)
     except EnvironmentProblem:
         facts = assumed.data_facts(recipe) if assumptions is not None else None
         if facts is None or assumptions is None:
             raise
         assumptions.append(f"the data has the {recipe.data.limit:,} rows of data.limit")
         return facts
-    except UserError as error:
-        problems.append(_as_problem(error, "data"))
-        return None
 
 
 def _without_bad_texts(
@@ -243,7 +242,7 @@ def _without_bad_texts(
         found = text_check.bad_texts(splits.by_name(), processor, config, length, is_classified=is_classified)
         return without(splits, found, recipe.data, "data.columns.text", text_check.WHAT).facts() if found else facts
     except UserError as error:
-        problems.append(_as_problem(error, "data"))
+        problems.append(as_problem(error, "data"))
         return None
 
 
@@ -256,7 +255,7 @@ def _model_facts(
     try:
         return models.facts(recipe.model, recipe.task, num_labels, recipe_dir)
     except UserError as error:
-        problems.append(_as_problem(error, "model.source"))
+        problems.append(as_problem(error, "model.source"))
         return None
 
 
@@ -267,18 +266,6 @@ def _checked_processor(recipe: Recipe, recipe_dir: Path, labels: list[str] | Non
         processor = models.processor(recipe.model, recipe.task, recipe_dir)
         tasks.bind(recipe.task, recipe.data, processor, labels, config)
     except UserError as error:
-        problems.append(_as_problem(error, "model.source"))
+        problems.append(as_problem(error, "model.source"))
         return None
     return processor
-
-
-def _as_problem(error: UserError, otherwise: str) -> Problem:
-    """The problem of the key that the message begins with, or of the map it can only come from."""
-    message = str(error)
-    found = _KEY.match(message)
-    path = found[0] if found else otherwise
-    return Problem(path, message.removeprefix(path).removeprefix(":").strip())
-
-
-def _with_line(problem: Problem, origins: Origins) -> Problem:
-    return problem if problem.file else origins.problem(problem.path, problem.message)

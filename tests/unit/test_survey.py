@@ -86,7 +86,8 @@ WRONG = {
     "file": (("rows.csv", "row.csv"), "data.files", "files:", "'row.csv' does not exist", "did you mean 'rows.csv'?"),
     "absent label": (
         ("classification}", "classification, labels: [bad, goood]}"), "task.labels", "labels:",
-        "'goood' is not in the data", "did you mean 'good'?",
+        "label 'good' in split train, column 'sentiment', is not among task.labels: 'bad', 'goood'",
+        "did you mean 'goood'?",
     ),
     "global size of the top": (
         ("  global_size: 16", "  global_size: 17"), "batch.global_size", "  global_size: 17",
