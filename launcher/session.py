@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from launcher import cluster as clusters
-from launcher import data_survey, hub_access, orphans, rank_error, run_lock, split_stages
+from launcher import data_survey, hub_access, orphans, proof, rank_error, run_lock, split_stages
 from launcher.cluster import Cluster
 from launcher.errors import UserError
 from launcher.plan import RunPlan, free_space
@@ -105,8 +105,8 @@ def withdraw(claim: Claim) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def reopen_run(run_dir: Path, ranks: int | None = None) -> Claim:
-    """Take the run in a folder, to go on with it.
+def reopen_run(run_dir: Path, ranks: int | None = None, accept: str | None = None) -> Claim:
+    """Take the run in a folder, to go on with it; ``accept`` is a stage whose proof does not hold.
 
     Raises: UserError when there is none, EnvironmentProblem when the machine is not what it was planned for.
     """
@@ -114,6 +114,8 @@ def reopen_run(run_dir: Path, ranks: int | None = None) -> Claim:
     if not run.plan.is_file():
         read_status(run)  # its error says what is wrong with the folder
         raise UserError(f"{run_dir} has no plan.json, so nothing was started there; use `thawline run RECIPE`")
+    if accept is not None:
+        proof.accept(run, [stage.name for stage in read_plan(run).stages], accept)
     return _claimed(run, ranks)
 
 

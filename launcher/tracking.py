@@ -6,6 +6,7 @@ which rank it is on: the first one's speaks, the others' are mute. Nothing here 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -18,6 +19,7 @@ from launcher.metrics_file import MetricsFile, cut_back
 from launcher.plan import RunPlan, StagePlan
 from launcher.run_dir import RunDir
 from launcher.status import State, new_status, write_status
+from launcher.stop import ATTEMPT
 from launcher.wandb_run import WandbRun
 
 STATUS_EVERY_S = 1.0
@@ -86,7 +88,7 @@ class SpeakingTracker(Tracker):
         self._run_dir, self._plan = run_dir, plan
         self._stage = plan.stages[0]
         self._pace = _Pace(0, 0)
-        self._console = open_console()
+        self._console = open_console(has_log=orphans.launcher_pid() is not None or ATTEMPT in os.environ)
         self._wandb = self._open_wandb()
         self._status = new_status(
             run_dir, plan.recipe.name, len(plan.stages), plan.cluster.ranks, orphans.launcher_pid()
@@ -120,6 +122,8 @@ class SpeakingTracker(Tracker):
             f"{stage.trainable + stage.frozen:,} parameters train  {settings.sharding.strategy} on "
             f"{self._plan.cluster}  {settings.precision}  {stage.steps:,} steps of {stage.batch.global_size}"
         )
+        for line in stage.warnings:
+            self.say(f"warning: {line}")
         self._console.stage_started(stage.name, step, stage.steps)
         place = {"stage": stage.name, "stage_index": stage.index, "steps": stage.steps, "step": step}
         self._tell(force=True, state="running", eta_s=None, epoch=step / stage.steps_per_epoch, **place)

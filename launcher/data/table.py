@@ -59,6 +59,10 @@ class Table:
         return f"{len(rows)} row{plural}{counted}: {shown}{more}"
 
 
+EVERY = Wanted("", "", is_required=False)
+"""Wanted beside others: all that have a name, and one that no other has."""
+
+
 def present(wanted: list[Wanted], there: list[str], where: str, advice: str = "") -> list[str]:
     """Names of the wanted columns that are there.
 
@@ -79,9 +83,11 @@ def present(wanted: list[Wanted], there: list[str], where: str, advice: str = ""
                 f"{column.key}: no column {column.name!r} in {where}; {hint}it has: "
                 f"{', '.join(repr(name) for name in there if name) or 'no column with a name'}"
             )
-        if there.count(column.name) > 1:
+        if column is not EVERY and there.count(column.name) > 1:
             raise DataError(f"{column.key}: {where} names {column.name!r} twice; rename one of the two columns")
-    return list(dict.fromkeys(column.name for column in wanted if column.name in there))
+    others = [name for name in there if name and there.count(name) == 1] if EVERY in wanted else []
+    named = [column.name for column in wanted if column is not EVERY and column.name in there]
+    return list(dict.fromkeys([*named, *others]))
 
 
 def row_numbers(num_rows: int) -> list[str]:

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
-from launcher.data import Splits, load, media_cache, media_check
+from launcher.cache_folder import cache_folder
+from launcher.data import Splits, load, media_check
 from launcher.data.checking import load_checked
 from launcher.errors import DataError
 from launcher.plan.data_facts import SkippedRow
@@ -302,9 +303,7 @@ def test_a_cache_that_cannot_be_used_costs_time_alone(
 
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert media_cache.folder().name == "cache"
+    assert cache_folder().name == "cache"
     monkeypatch.delenv("THAWLINE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert media_cache.folder() == Path("/somewhere/thawline")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert media_cache.folder() == Path.home() / ".cache" / "thawline"
+    assert cache_folder() == Path("/somewhere/thawline")
