@@ -121,7 +121,7 @@ def plan(
             print(f"thawline: assumed, without the hub: {assumption}", file=sys.stderr)
         if narrow := free_space.warning(seen.plan, RunDir(session.RUNS / checked.name)):
             print(f"thawline: {narrow}", file=sys.stderr)
-        for warning in (line for stage in seen.plan.stages for line in stage.warnings):
+        for warning in (*seen.plan.warnings, *(line for stage in seen.plan.stages for line in stage.warnings)):
             print(f"thawline: warning: {warning}", file=sys.stderr)
         if as_json:
             _print(plan_json(seen.plan))

@@ -25,7 +25,7 @@ from launcher.models import activations, recompute
 from launcher.models.flops import FlopMeter
 from launcher.plan import assumed, fit, memory_plot, search, ways
 from launcher.plan.data_facts import DataFacts
-from launcher.plan.parameters import ModelFacts, groups
+from launcher.plan.parameters import ModelFacts, groups, select
 from launcher.recipe import Lora, Recipe
 from launcher.recipe.problems import Origins, unique
 from launcher.tasks import text_check
@@ -132,7 +132,7 @@ def _look(
     problems: list[Problem] = []
     data_facts = data_facts or _data_facts(recipe, recipe_dir, problems, assumptions)
     model_facts = _model_facts(built, recipe_dir, data_facts, problems)
-    processor, lengths = None, ANY_LENGTH
+    processor, task, lengths = None, None, ANY_LENGTH
     if model_facts and data_facts and built is recipe:
         processor, task = _checked_processor(recipe, recipe_dir, data_facts.labels, problems)
         if task is not None and "text" in data_facts.columns and data_facts.digests:  # or it was assumed
@@ -149,6 +149,8 @@ def _look(
     if problems or resolved is None:
         raise RecipeError(unique([with_line(problem, origins) for problem in problems]))
     assert model_facts, "a plan is resolved from them"
+    told = {"notes": task.notes() if task else [], "warnings": _untrained_head(resolved, built, model_facts)}
+    resolved = resolved.model_copy(update=told)
     module = models.outline(built.model, built.task, resolved.labels, recipe_dir)
     if refused := _checkpointing_problems(recipe, module):
         raise RecipeError([with_line(problem, origins) for problem in refused])
@@ -284,6 +286,20 @@ def _checked_processor(
     except UserError as error:
         problems.append(as_problem(error, "model.source"))
         return None, None
+
+
+def _untrained_head(resolved: plan.RunPlan, built: Recipe, model_facts: ModelFacts) -> list[str]:
+    """A warning of a head that starts at random and stays so."""
+    head = select(["head"], model_facts)
+    if any(stage.trained_names.intersection(head) for stage in resolved.stages):
+        return []
+    model, recipe_dir = built.model, Path(resolved.recipe_dir)
+    if not models.is_head_new(model, built.task, resolved.labels, recipe_dir, model_facts.architecture):
+        return []
+    return [
+        f"the head ({', '.join(model_facts.head)}) is new and no stage trains it, so the model's answers stay random "
+        "ones; add head to a stage's train"
+    ]
 
 
 def _lengths(task: tasks.BoundTask, splits: data.Splits, problems: list[Problem]) -> TypicalLength:

@@ -133,6 +133,8 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
             tracker.say(line)
         for line in damaged:
             tracker.say(line)
+        for line in plan.warnings:
+            tracker.say(f"warning: {line}")
         if plan.data.skipped:
             tracker.say(f"{len(plan.data.skipped):,} bad rows are left out; {run_dir.skipped} says which and why")
         if narrow := free_space.warning(plan, run_dir):
@@ -245,7 +247,8 @@ def finish(run: Run, last: Saved, processor: object) -> None:
     if last.position.best and not best:
         run.tracker.say(f"the best checkpoint, {last.position.best.checkpoint}, is damaged: the last is exported")
     metrics = best.metrics if best else last.position.metrics
-    export.export(run.plan, source / "model", run.run_dir.model, processor, metrics, best)
+    written = run.run_dir.recipe.read_text(encoding="utf-8")
+    export.export(run.plan, source / "model", run.run_dir.model, processor, metrics, best, written)
     has_adapters = run.plan.model.lora is not None
     if has_adapters and (why := adapter_folder.write(run.plan, source / "model", run.run_dir.adapter)):
         run.tracker.say(f"there is no adapter/, and model/ has them merged: {why}")

@@ -136,7 +136,7 @@ def processor(model: Model, task: Task, recipe_dir: Path) -> Any:
         return torchvision_models.image_spec_of(model, task)
     if isinstance(task, ImageClassification):
         return transformers_processors.image_spec_of(model, task, recipe_dir)
-    return transformers_processors.tokenizer(model, recipe_dir)
+    return transformers_processors.tokenizer(model, task, recipe_dir)
 
 
 def materialise(
@@ -225,7 +225,7 @@ def outline(model: Model, task: Task, labels: list[str] | None, recipe_dir: Path
     module = _empty(blueprint, with_buffers=False)
     blueprint.adapt(module)
     if blueprint.config is not None:
-        transformers_models.set_padding(module, task, model, recipe_dir)
+        transformers_models.set_any_padding(module)
     return module
 
 
