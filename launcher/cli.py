@@ -103,7 +103,7 @@ def plan(
 
     Ends with code 3 if a stage does not fit the GPUs. Times are estimates, under the assumptions that are told.
     """
-    from launcher import cluster, host_limits, hub_access, oversubscription, session
+    from launcher import cluster, data_survey, host_limits, hub_access, oversubscription, session
     from launcher.errors import EnvironmentProblem, UserError
     from launcher.light_imports import light_imports
     from launcher.plan import free_space, memory_table, plan_json, table
@@ -125,11 +125,13 @@ def plan(
         oversubscription.allow()
     if is_here:
         oversubscription.require_room(machines, host_limits.available_bytes(), f"--ranks {ranks}")
+    recipe_dir = recipe.resolve().parent
+    data_facts = data_survey.look(checked, recipe_dir, machines.ranks, origins)
     hub_access.stay_offline_if_unreachable(checked)
     with light_imports():
-        from launcher import survey  # takes seconds to import: mistakes that need no model or data are told before
+        from launcher import survey  # takes seconds to import: mistakes that need no model are told before
 
-    with survey.foresee(checked, recipe.resolve().parent, machines, origins, model_config) as seen:
+    with survey.foresee(checked, recipe_dir, machines, origins, model_config, data_facts) as seen:
         for assumption in seen.assumptions:
             print(f"thawline: assumed, without the hub: {assumption}", file=sys.stderr)
         if narrow := free_space.warning(seen.plan, RunDir(session.RUNS / checked.name)):

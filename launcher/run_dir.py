@@ -89,6 +89,11 @@ class RunDir:
         return self.path / "plan.json"
 
     @property
+    def data_facts(self) -> Path:
+        """What was found in the data, until there is a plan, which has it."""
+        return self.path / "data_facts.json"
+
+    @property
     def status(self) -> Path:
         return self.path / "status.json"
 

@@ -57,8 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         runtime = walk.join()
         is_planned = orphans.launcher_pid() is not None and not arguments.unplanned
         run_dir = walk.opened_run_dir(
-            runtime, arguments.recipe, arguments.overrides, arguments.run_dir, stop, is_planned=is_planned
-        )
+            runtime, arguments.recipe, arguments.overrides, arguments.run_dir, stop,
+            is_planned=is_planned, data_facts=arguments.data_facts,
+        )  # fmt: skip
         if run_dir is not None:
             walk.walk(runtime, RunDir(run_dir), stop)
         runtime.close()
@@ -135,6 +136,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c")
     parser.add_argument("--unplanned", action="store_true", help=argparse.SUPPRESS)  # thawline run: a new run
+    parser.add_argument("--data-facts", type=Path, help=argparse.SUPPRESS)  # and what it found in the data
     return parser.parse_args(argv)
 
 

@@ -57,7 +57,7 @@ def decode(value: Any, name: str) -> Image.Image:
         raise DataError(f"image of row {name} ({shown}): {error}; save it as 8-bit grey or RGB") from error
     except Exception as error:  # a damaged file brings out any: OSError, SyntaxError, struct.error, IndexError …
         what = str(error) or type(error).__name__
-        raise DataError(f"image of row {name} cannot be read ({shown}): {what}; repair or remove it") from error
+        raise DataError(f"image of row {name} cannot be read ({shown}): {what}; repair it") from error
 
 
 class _NoRange(Exception):

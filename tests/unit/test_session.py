@@ -20,15 +20,19 @@ from typing import Any
 import pytest
 
 import launcher
-from launcher import orphans, oversubscription, proof, run_lock, session
+from launcher import data, orphans, oversubscription, proof, run_lock, session
 from launcher.cluster import RANKS_VARY, Cluster
-from launcher.errors import EnvironmentProblem, StoppedEarly, UserError
+from launcher.errors import EnvironmentProblem, RecipeError, StoppedEarly, UserError
 from launcher.plan import RunPlan
+from launcher.plan.data_facts import DataFacts
 from launcher.plan.saved import read_plan
 from launcher.proof import Proof
 from launcher.recipe import Recipe, differences, reading
 from launcher.run_dir import RunDir
 from launcher.status import read_status, render, write_status
+
+handed_on: list[DataFacts | None] = []
+"""What the planner was given of the data."""
 
 RECIPE: dict[str, Any] = {
     "name": "tiny",
@@ -47,8 +51,12 @@ def workplace(
     """A folder with a recipe; the clusters that were planned for."""
     planned: list[Cluster] = []
 
-    def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: object) -> RunPlan:
+    def prepare(
+        recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: object, found: DataFacts | None = None
+    ) -> RunPlan:
         planned.append(cluster)
+        assert found in (None, data.load(recipe.data, recipe.task, recipe_dir).facts())
+        handed_on.append(found)
         return make_plan(recipe, cluster)
 
     monkeypatch.setattr(launcher, "survey", SimpleNamespace(prepare=prepare), raising=False)
@@ -56,6 +64,7 @@ def workplace(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(json.dumps(RECIPE))
+    Path("rows.csv").write_text("text,label\n" + "good,a\nbad,b\n" * 8)
     yield planned
     let_go()
 
@@ -80,7 +89,9 @@ def open_run(*overrides: str, run_dir: Path | None = None, ranks: int | None = N
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        return session.open_run(Path("recipe.yaml"), overrides, run_dir)
+        has_facts = "--data-facts" in claimed.arguments
+        facts = Path(claimed.arguments[claimed.arguments.index("--data-facts") + 1]) if has_facts else None
+        return session.open_run(Path("recipe.yaml"), overrides, run_dir, facts)
 
 
 def finish(path: Path) -> None:
@@ -119,6 +130,19 @@ def test_new_run(workplace: list[Cluster]) -> None:
     assert "epochs: 3" in run.recipe.read_text()
     found = read_status(run)
     assert (found.state, found.ranks, found.launcher_pid) == ("preparing", 1, os.getpid())
+    assert handed_on[-1] is not None, "what the launcher found in the data"
+    assert not run.data_facts.exists()
+
+
+def test_wrong_data_is_told_at_its_line_before_there_is_a_folder(workplace: list[Cluster]) -> None:
+    Path("rows.csv").write_text("text,labl\ngood,a\nbad,b\n")
+    with pytest.raises(RecipeError) as refused:
+        claim("batch.global_size=9", ranks=2)
+    assert {(problem.path, problem.line) for problem in refused.value.problems} == {
+        ("batch.global_size", None),
+        ("data.columns.label", 1),
+    }
+    assert (workplace, Path("runs").exists()) == ([], False)
 
 
 def test_a_new_run_without_room_for_its_model_leaves_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +165,8 @@ def test_a_claim_is_for_the_first_rank_to_plan(workplace: list[Cluster]) -> None
     claimed = claim("stages.full.epochs=3", ranks=2)
     assert (claimed.standing, claimed.cluster.ranks, workplace) == ("new", 2, [])
     assert claimed.arguments == (
-        "recipe.yaml", "--run-dir", "runs/tiny", "--unplanned", "--set", "stages.full.epochs=3"
+        "recipe.yaml", "--run-dir", "runs/tiny", "--unplanned", "--set", "stages.full.epochs=3",
+        "--data-facts", "runs/tiny/data_facts.json",
     )  # fmt: skip
     session.withdraw(claimed)
     assert not claimed.path.exists()
