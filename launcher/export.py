@@ -8,6 +8,7 @@ images. Both: a README.md. Written beside and renamed, so a folder of that name 
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -23,11 +24,12 @@ from torch import nn
 
 from launcher import model_card, models
 from launcher.errors import UserError
-from launcher.models import adapters, image_spec, torchvision_models, transformers_processors, transformers_source
+from launcher.models import adapters, image_spec, torchvision_models, transformers_source
 from launcher.models.image_spec import ImageSpec
+from launcher.models.own_processor import own_processor
 from launcher.models.weights import SHARD_BYTES, WeightsReader, load_weights, named_state, write_weights
 from launcher.plan import RunPlan
-from launcher.recipe import ImageClassification, Model, Task
+from launcher.recipe import Model, Task
 
 CONFIG = "config.json"
 
@@ -48,7 +50,7 @@ class Export:
     module: nn.Module
     """In evaluation mode, on the CPU."""
     processor: Any
-    """Tokenizer or `ImageSpec`, as `models.processor` gives it."""
+    """Tokenizer, `OwnProcessor` or `ImageSpec`, as `models.processor` gives it."""
     labels: list[str] | None
     """Label names in the order of their ids."""
     config: Any
@@ -131,12 +133,7 @@ def load_export(folder: Path) -> Export:
 
 def _write_transformers(module: Any, model: Model, task: Task, recipe_dir: Path, processor: Any, folder: Path) -> None:
     module.config.name_or_path = model.source
-    if isinstance(task, ImageClassification):
-        own = transformers_processors.image_processor(model, recipe_dir)
-        transformers_processors.set_image_size(own, processor)
-        own.save_pretrained(folder)
-    else:
-        processor.save_pretrained(folder)
+    processor.save_pretrained(folder)
     if module.can_generate():
         generation = transformers_source.generation_config(model, recipe_dir)
         if generation is not None:
@@ -173,7 +170,9 @@ def _load_transformers(folder: Path) -> Export:
     with transformers_source.quiet():
         module = model_class.from_pretrained(folder, config=config, dtype=torch.float32).eval()
     if (folder / "preprocessor_config.json").is_file():
-        processor: Any = image_spec.from_transformers(transformers.AutoImageProcessor.from_pretrained(folder))
+        processor: Any = own_processor(
+            transformers.AutoImageProcessor.from_pretrained(folder), inspect.signature(module.forward).parameters
+        )
     else:
         processor = transformers.AutoTokenizer.from_pretrained(folder)
     has_labels = "For" in config.architectures[0] and config.architectures[0].endswith("Classification")

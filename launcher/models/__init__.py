@@ -4,7 +4,8 @@ loading                  a recipe's model -> its facts, an empty module, one wit
 architecture             the blocks in depth order, the head, what is tied
 transformers_source, transformers_models, transformers_processors, torchvision_models
                          the two libraries that models come from
-image_spec               how an image becomes a tensor
+own_processor, image_spec
+                         how an image becomes a tensor: by transformers' own processor, or as torchvision's weights say
 weights                  safetensors, whole or sharded, into a module and out of it
 on_disk                  a whole model in little memory: the first weights are mapped from their files
 head_init, dropout       what a recipe may ask of either
