@@ -249,7 +249,5 @@ def test_the_processor_of_images_is_the_models_own(tmp_path: Path) -> None:
 def test_a_processor_for_images_of_other_channels(tmp_path: Path) -> None:
     transformers.ViTImageProcessor().save_pretrained(tmp_path)
     model = tiny(tmp_path, transformers.ViTConfig(num_channels=1))
-    with pytest.raises(
-        UserError, match=r"images of 1 channels, and its image processor ViTImageProcessor makes 3"
-    ):
+    with pytest.raises(UserError, match=r"images of 1 channels, and its image processor ViTImageProcessor makes 3"):
         models.processor(model, IMAGE, tmp_path)
