@@ -6,6 +6,7 @@ No logic here. What a command does is in the module it names; each is imported w
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -59,11 +60,16 @@ def run(
 
 
 @app.command()
-def resume(run: Run) -> None:
+def resume(
+    run: Run,
+    accept: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Go on with this stage's weights though its proof fails.")
+    ] = None,
+) -> None:
     """Go on with a run from its newest checkpoint that verifies."""
     from launcher import launch, session
 
-    launch.train(session.reopen_run(run), print)
+    launch.train(session.reopen_run(run, accept=accept), print)
 
 
 @app.command()
@@ -113,6 +119,8 @@ def plan(
             print(f"thawline: assumed, without the hub: {assumption}", file=sys.stderr)
         if narrow := free_space.warning(seen.plan, RunDir(session.RUNS / checked.name)):
             print(f"thawline: {narrow}", file=sys.stderr)
+        for warning in (line for stage in seen.plan.stages for line in stage.warnings):
+            print(f"thawline: warning: {warning}", file=sys.stderr)
         if as_json:
             _print(plan_json(seen.plan))
         elif compare:
@@ -286,7 +294,7 @@ def top(
 
 
 def _print(what: object) -> None:
-    """Text as it is, a map as JSON, tables as wide as the terminal, or 160 columns where there is none."""
+    """Text as it is, a map as JSON, tables as wide as the terminal or $COLUMNS, else 160 columns."""
     if isinstance(what, str):
         print(what)
     elif isinstance(what, dict):
@@ -296,7 +304,8 @@ def _print(what: object) -> None:
     else:
         from rich.console import Console
 
-        Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(what)
+        has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+        Console(width=None if has_width else 160, highlight=False).print(what)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from launcher import nvme
 from launcher.costs import gpu_kinds
+from launcher.costs.cpu_speed import CpuSpeed
 from launcher.errors import EnvironmentProblem, UserError
 
 BF16_COMPUTE_CAPABILITY = 8.0
@@ -55,6 +56,8 @@ class Cluster(BaseModel):
     """Free on the disk of a node's own that ``offload: nvme`` takes by default; None: unknown, or it cannot be used."""
     bf16: bool = False
     """Whether every GPU computes in bfloat16."""
+    cpu_speed: CpuSpeed | None = None
+    """Of a node's CPU ranks together; None: not measured, or GPUs compute."""
 
     @property
     def ranks(self) -> int:

@@ -38,7 +38,7 @@ def evaluate(run_dir: RunDir, split: str = "validation") -> dict[str, float]:
     module, task = _loaded(run_dir, plan)
     recipe = plan.recipe
     hub_access.stay_offline_if_unreachable(recipe)
-    splits = data.load(recipe.data, recipe.task, Path(plan.recipe_dir))
+    splits = data.load(recipe.data, recipe.task, Path(plan.recipe_dir), plan.data.skipped)
     if found := splits.facts().differences(plan.data):
         raise UserError(
             f"the data is not what the run was planned with: {'; '.join(found)}; restore it to evaluate on it"

@@ -7,7 +7,6 @@ of text pairs, before any model is loaded. Called by `inference`.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet
 
 from launcher.data.image_files import files_under, is_image
-from launcher.data.table_files import EVERY, FORMATS, SUFFIXES, Table, Wanted, utf8
+from launcher.data.json_files import json_rows
+from launcher.data.table_files import EVERY, FORMATS, SUFFIXES, Dialect, Table, Wanted
 from launcher.errors import DataError, UserError
 from launcher.recipe.data import Data, TableData
 
@@ -134,7 +133,8 @@ def _rows_of_table(path: Path, data: Data, columns: Sequence[str]) -> list[dict[
     names = {column: column if format_ == "text" else _name(data, column) for column in columns}
     encoding = data.encoding if isinstance(data, TableData) else "utf-8"
     wanted = [Wanted(name, f"data.columns.{key}") for key, name in names.items()]
-    table = FORMATS[format_](path, encoding, [*wanted, EVERY] if format_ == "csv" else wanted)
+    has_schema = format_ in ("csv", "parquet", "arrow")  # all cells of a column are alike, whether a task looks or not
+    table = FORMATS[format_](path, encoding, [*wanted, EVERY] if has_schema else wanted, Dialect.of(data))
     values = {key: table.columns[name].to_pylist() for key, name in names.items()}
     for key, cells in values.items():
         kind, is_right = ("image", _is_image) if key == "image" else ("text", _is_text)
@@ -153,13 +153,9 @@ def _rows_of_table(path: Path, data: Data, columns: Sequence[str]) -> list[dict[
 def _own_columns(path: Path, format_: str, encoding: str, table: Table) -> list[dict[str, Any]]:
     """All columns of each row as the file has them, but for encoded images."""
     if format_ == "json":  # whose objects may differ in keys and types where no task looks
-        text = utf8(path, encoding).decode("utf-8")
-        lines = (line for line in text.split("\n") if line.strip())
-        own: list[dict[str, Any]] = (
-            json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
-        )
+        own: list[dict[str, Any]] = json_rows(path, encoding)
     else:
-        columns = pyarrow.parquet.read_table(path) if format_ == "parquet" else table.columns
+        columns = table.columns
         own = columns.select([field.name for field in columns.schema if not _has_bytes(field.type)]).to_pylist()
     assert len(own) == len(table.ids), f"{path}: {len(own)} and {len(table.ids)} rows"
     return own

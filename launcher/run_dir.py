@@ -3,6 +3,7 @@
 Owns the layout of ``RUN/``. Refuses to know what the files hold. Everybody who reads or writes a run's file asks here.
 
     RUN/ recipe.yaml  plan.json  status.json  metrics.jsonl  events.jsonl  wandb_id  LATEST  report.html  command
+         skipped.jsonl
          logs/rank-N.log  logs/rank-N.error.json
          checkpoints/SS-STAGE-step-NNNNNNNN/    SS is the stage's index in the recipe, from 00
          stages/SS-STAGE/proof.json  stages/SS-STAGE/memory.json
@@ -81,6 +82,11 @@ class RunDir:
     def events(self) -> Path:
         """One JSON object a line: what made a run go on otherwise than it was planned."""
         return self.path / "events.jsonl"
+
+    @property
+    def skipped(self) -> Path:
+        """One JSON object a line: a row that ``data.on_bad_row: skip`` left out, and why; absent without that key."""
+        return self.path / "skipped.jsonl"
 
     @property
     def report(self) -> Path:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from launcher import cluster as clusters
-from launcher import hub_access, orphans, rank_error, run_lock, split_stages
+from launcher import hub_access, orphans, proof, rank_error, run_lock, split_stages
 from launcher.cluster import Cluster
 from launcher.errors import UserError
 from launcher.plan import RunPlan, free_space
@@ -99,8 +99,8 @@ def withdraw(claim: Claim) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def reopen_run(run_dir: Path, ranks: int | None = None) -> Claim:
-    """Take the run in a folder, to go on with it.
+def reopen_run(run_dir: Path, ranks: int | None = None, accept: str | None = None) -> Claim:
+    """Take the run in a folder, to go on with it; ``accept`` is a stage whose proof does not hold.
 
     Raises: UserError when there is none, EnvironmentProblem when the machine is not what it was planned for.
     """
@@ -108,6 +108,8 @@ def reopen_run(run_dir: Path, ranks: int | None = None) -> Claim:
     if not run.plan.is_file():
         read_status(run)  # its error says what is wrong with the folder
         raise UserError(f"{run_dir} has no plan.json, so nothing was started there; use `thawline run RECIPE`")
+    if accept is not None:
+        proof.accept(run, [stage.name for stage in read_plan(run).stages], accept)
     return _claimed(run, ranks)
 
 
@@ -136,6 +138,10 @@ def open_run(recipe_path: Path, overrides: Sequence[str] = (), run_dir: Path | N
         log.warning("%s held another recipe's plan and nothing trained by it: it is planned anew", run.path)
         _clear(run)
     write_atomic(run.recipe, reading.to_yaml(reading.raw(recipe_path, overrides)))
+    if plan.data.skipped:
+        from launcher.data import bad_rows
+
+        write_atomic(run.skipped, bad_rows.as_lines(plan.data.skipped))
     write_atomic(run.plan, plan.model_dump_json(indent=1))
     _announce(run, plan, orphans.launcher_pid())
     return Session(run.path, plan, "new")
@@ -224,7 +230,7 @@ def _is_replaceable(run: RunDir, recipe: Recipe) -> bool:
 
 def _clear(run: RunDir) -> None:
     """Take out what a recipe left that trained nothing."""
-    for file in (run.plan, run.status, run.metrics, run.wandb_id, run.latest, run.events):
+    for file in (run.plan, run.status, run.metrics, run.wandb_id, run.latest, run.events, run.skipped):
         file.unlink(missing_ok=True)
     rank_error.clear(run)
     for folder in (run.checkpoints, run.stages):  # its model, untrained

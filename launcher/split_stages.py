@@ -58,7 +58,8 @@ def planned_for(run: RunDir, plan: RunPlan, cluster: Cluster) -> RunPlan:
     from launcher import survey  # imports torch, transformers and datasets
 
     _, origins = reading.load_with_origins(run.recipe)
-    fresh = survey.prepare(plan.recipe, Path(plan.recipe_dir), cluster, origins)
+    known = {"skipped": plan.data.skipped} if plan.data.skipped else {}
+    fresh = survey.prepare(plan.recipe, Path(plan.recipe_dir), cluster, origins, **known)
     if found := fresh.data.differences(plan.data):
         raise UserError(f"the data is not what the first stage was planned for: {'; '.join(found)}; restore it")
     done = num_done(run, plan)

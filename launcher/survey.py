@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from launcher import data, models, plan, stages, tasks
+from launcher import cpu_measurement, data, models, plan, stages, tasks
 from launcher.cluster import Cluster
 from launcher.costs.peak import Activations, NotCounted
+from launcher.data.checking import load_checked, without
 from launcher.errors import EnvironmentProblem, Problem, RecipeError, UserError
 from launcher.models import activations, recompute
 from launcher.models.flops import FlopMeter
 from launcher.plan import assumed, fit, memory_plot, search, ways
-from launcher.plan.data_facts import DataFacts
+from launcher.plan.data_facts import DataFacts, SkippedRow
 from launcher.plan.parameters import ModelFacts, groups
 from launcher.recipe import Lora, Recipe
 from launcher.recipe.problems import Origins, unique
+from launcher.tasks import text_check
+from launcher.typical_length import TypicalLength
 
+ANY_LENGTH = TypicalLength([])
+"""Where no rows were looked at."""
 _KEY = re.compile(r"(?:data|task|model|batch)(?:\.\w+)+")
 """A dotted path at the start of a message."""
 
@@ -54,14 +59,16 @@ class Survey:
         return ways.shortage(self.plan, self.model, self.count, self.adapted)
 
 
-def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins) -> plan.RunPlan:
-    """Resolve a recipe for a cluster.
+def prepare(
+    recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins, skipped: Sequence[SkippedRow] = ()
+) -> plan.RunPlan:
+    """Resolve a recipe for a cluster. ``skipped``: rows that an earlier plan of the same run left out.
 
     Raises:
         RecipeError: the data or the model are not what the recipe says; a pattern matches nothing; sizes do not divide.
         EnvironmentProblem: the cluster lacks what the recipe asks for, or the hub cannot be reached.
     """
-    return _look(recipe, recipe, recipe_dir, cluster, origins, None).plan
+    return _look(recipe, recipe, recipe_dir, cluster, origins, None, skipped).plan
 
 
 @contextmanager
@@ -102,15 +109,26 @@ def _has_configuration(recipe: Recipe, recipe_dir: Path) -> bool:
 
 
 def _look(
-    recipe: Recipe, built: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins, assumptions: list[str] | None
+    recipe: Recipe,
+    built: Recipe,
+    recipe_dir: Path,
+    cluster: Cluster,
+    origins: Origins,
+    assumptions: list[str] | None,
+    skipped: Sequence[SkippedRow] = (),
 ) -> Survey:
     """``built`` is the recipe with the model that is looked at; ``assumptions`` is None where none may be made."""
     problems: list[Problem] = []
-    data_facts = _data_facts(recipe, recipe_dir, problems, assumptions)
+    splits, data_facts = _data_facts(recipe, recipe_dir, problems, assumptions, skipped)
     model_facts = _model_facts(built, recipe_dir, data_facts, problems)
-    processor = None
+    processor, lengths = None, ANY_LENGTH
     if model_facts and data_facts and built is recipe:
-        processor = _checked_processor(recipe, recipe_dir, data_facts.labels, problems)
+        processor, task = _checked_processor(recipe, recipe_dir, data_facts.labels, problems)
+        if splits and processor:
+            data_facts = _facts_of_tokens(recipe, recipe_dir, splits, data_facts, processor, problems)
+        if task is not None and splits is not None and not problems:
+            lengths = _lengths(task, splits, problems)
+    cluster = cpu_measurement.measured(cluster)
     resolved: plan.RunPlan | None = None
     if model_facts and data_facts:
         try:
@@ -125,7 +143,7 @@ def _look(
     module = models.outline(built.model, built.task, resolved.labels, recipe_dir)
     if refused := _checkpointing_problems(recipe, module):
         raise RecipeError([_with_line(problem, origins) for problem in refused])
-    count = counter(built, module, cluster, processor)
+    count = counter(built, module, cluster, processor, lengths)
     labels = resolved.labels
 
     def adapted(lora: Lora) -> tuple[ModelFacts, fit.Count] | None:
@@ -135,18 +153,22 @@ def _look(
         except UserError:  # its layers have names that peft does not know, or it is torchvision's
             return None
         outline = models.outline(model, built.task, labels, recipe_dir)
-        return facts, counter(built, outline, cluster, processor)
+        return facts, counter(built, outline, cluster, processor, lengths)
 
     return Survey(search.with_memory(resolved, model_facts, count), model_facts, count, assumptions or [], adapted)
 
 
-def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fit.Count:
+def counter(
+    recipe: Recipe, module: Any, cluster: Cluster, processor: Any, lengths: TypicalLength = ANY_LENGTH
+) -> fit.Count:
     """What counts the activations of a stage, by a run of the model on fake tensors; remembers those that are alike.
 
-    ``module`` is the model's outline, which it changes.
+    ``module`` is the model's outline, which it changes. Memory is that of the longest texts, work that of the usual
+    ones, in proportion to ``lengths``.
     """
     found: dict[Any, Activations] = {}
     meter = FlopMeter()
+    config = getattr(module, "config", None)
 
     def count(stage: plan.StagePlan, length: int | None = None) -> Activations:
         settings, micro_size = stage.settings, stage.batch.micro_size
@@ -161,15 +183,16 @@ def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fi
                 raise NotCounted(refused)
             stages.apply(module, stage)
             stages.set_modes(module, stage)
-            found[key] = activations.count(
+            counted = activations.count(
                 module,
-                lambda: activations.inputs_of(recipe.task, processor, micro_size, tokens),
+                lambda: activations.inputs_of(recipe.task, processor, micro_size, tokens, config),
                 "cuda" if cluster.gpus_per_node else "cpu",
                 settings.precision,
                 is_cast=is_cast,
                 checkpoints=checkpoints,
                 meter=meter,
             )
+            found[key] = replace(counted, work=counted.work.times(lengths.share(micro_size, tokens)))
         return found[key]
 
     return count
@@ -198,16 +221,41 @@ def _checkpointing_problems(recipe: Recipe, module: Any) -> list[Problem]:
 
 
 def _data_facts(
-    recipe: Recipe, recipe_dir: Path, problems: list[Problem], assumptions: list[str] | None
-) -> DataFacts | None:
+    recipe: Recipe,
+    recipe_dir: Path,
+    problems: list[Problem],
+    assumptions: list[str] | None,
+    skipped: Sequence[SkippedRow],
+) -> tuple[data.Splits | None, DataFacts | None]:
     try:
-        return data.load(recipe.data, recipe.task, recipe_dir).facts()
+        splits = load_checked(recipe.data, recipe.task, recipe_dir, skipped)
+        return splits, splits.facts()
     except EnvironmentProblem:
         facts = assumed.data_facts(recipe) if assumptions is not None else None
         if facts is None or assumptions is None:
             raise
         assumptions.append(f"the data has the {recipe.data.limit:,} rows of data.limit")
+        return None, facts
+    except UserError as error:
+        problems.append(_as_problem(error, "data"))
+        return None, None
+
+
+def _facts_of_tokens(
+    recipe: Recipe,
+    recipe_dir: Path,
+    splits: data.Splits,
+    facts: DataFacts,
+    processor: Any,
+    problems: list[Problem],
+) -> DataFacts | None:
+    """The data's facts without the texts that the model cannot take; None where they are refused."""
+    if "text" not in splits.train.columns:
         return facts
+    try:
+        config = models.configuration(recipe.model, recipe.task, facts.labels, recipe_dir)
+        found = text_check.bad_texts(splits.by_name(), processor, config, recipe.data.max_length)
+        return without(splits, found, recipe.data, "data.columns.text", text_check.WHAT).facts() if found else facts
     except UserError as error:
         problems.append(_as_problem(error, "data"))
         return None
@@ -226,16 +274,25 @@ def _model_facts(
         return None
 
 
-def _checked_processor(recipe: Recipe, recipe_dir: Path, labels: list[str] | None, problems: list[Problem]) -> Any:
-    """The model's processor, if it and the number of positions fit the task; before any rank stumbles over it."""
+def _checked_processor(
+    recipe: Recipe, recipe_dir: Path, labels: list[str] | None, problems: list[Problem]
+) -> tuple[Any, tasks.BoundTask | None]:
+    """The model's processor and the task with it, if it and the number of positions fit; before any rank stumbles."""
     try:
         config = models.configuration(recipe.model, recipe.task, labels, recipe_dir)
         processor = models.processor(recipe.model, recipe.task, recipe_dir)
-        tasks.bind(recipe.task, recipe.data, processor, labels, config)
+        return processor, tasks.bind(recipe.task, recipe.data, processor, labels, config)
     except UserError as error:
         problems.append(_as_problem(error, "model.source"))
-        return None
-    return processor
+        return None, None
+
+
+def _lengths(task: tasks.BoundTask, splits: data.Splits, problems: list[Problem]) -> TypicalLength:
+    try:
+        return TypicalLength.of(task, splits.train)
+    except UserError as error:  # a token for which the model has no embedding
+        problems.append(_as_problem(error, "model.source"))
+        return ANY_LENGTH
 
 
 def _as_problem(error: UserError, otherwise: str) -> Problem:

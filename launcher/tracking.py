@@ -122,6 +122,8 @@ class SpeakingTracker(Tracker):
             f"{stage.trainable + stage.frozen:,} parameters train  {settings.sharding.strategy} on "
             f"{self._plan.cluster}  {settings.precision}  {stage.steps:,} steps of {stage.batch.global_size}"
         )
+        for line in stage.warnings:
+            self.say(f"warning: {line}")
         self._console.stage_started(stage.name, step, stage.steps)
         place = {"stage": stage.name, "stage_index": stage.index, "steps": stage.steps, "step": step}
         self._tell(force=True, state="running", eta_s=None, epoch=step / stage.steps_per_epoch, **place)

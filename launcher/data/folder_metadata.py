@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from launcher.data.table_files import FORMATS, SUFFIXES, Table, Wanted
+from launcher.data.class_names import alike
+from launcher.data.table import Table, Wanted
+from launcher.data.table_files import FORMATS, SUFFIXES
 from launcher.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -69,21 +71,18 @@ def joined(tables: Sequence[Table]) -> Table:
     """One table of several.
 
     Raises:
-        DataError: they name other classes, or a column has other types.
+        DataError: they name their classes so that these cannot be told apart, or a column has other types.
     """
-    first, *others = tables
-    if not others:
-        return first
-    for other in others:
-        if other.class_names != first.class_names:
-            raise DataError(f"{first.where} and {other.where} name other classes; write both with the same features")
+    if len(tables) == 1:
+        return tables[0]
+    numbered, class_names = alike(list(tables))
     try:
-        columns = pa.concat_tables([table.columns for table in tables], promote_options="default")
+        columns = pa.concat_tables([table.columns for table in numbered], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         names = ", ".join(table.where for table in tables)
         raise DataError(f"the metadata files differ in the type of a column: {error}; files: {names}") from error
     ids = [row for table in tables for row in table.ids]
-    return Table(columns, ids, f"{first.where} and {len(others)} more", first.class_names)
+    return Table(columns, ids, f"{tables[0].where} and {len(tables) - 1} more", class_names)
 
 
 def _rows_of(path: Path, folder: Path, splits: Sequence[Path], wanted: list[Wanted]) -> tuple[Table, list[str]]:

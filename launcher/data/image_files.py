@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from launcher.data.rows import is_text
-from launcher.data.table_files import Table, Wanted
+from launcher.data.table import Table, Wanted
 from launcher.errors import DataError
 
 NO_PIXELS = frozenset({"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "MPEG", "PDF", "WMF"})

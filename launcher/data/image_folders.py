@@ -11,13 +11,14 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import pyarrow as pa
 
 from launcher.data import folder_metadata
 from launcher.data.image_files import files_under, image_suffixes, is_image, visible
-from launcher.data.table_files import Table, Wanted, present
+from launcher.data.table import Table, Wanted, present
 from launcher.errors import DataError
 from launcher.file_locations import existing_path
 from launcher.recipe.data import Files, ImageFolderData
@@ -204,9 +205,11 @@ def _labelled(contents: Sequence[_Contents], wanted: list[Wanted], data: ImageFo
 
 
 def _in_order(names: set[str]) -> list[str]:
-    """As `labels` orders them: whole numbers by value, anything else as text."""
-    is_number = all(name.removeprefix("-").isdecimal() and len(name) <= 20 for name in names)
-    return sorted(names, key=int) if is_number else sorted(names)
+    """As `labels` orders them: numbers by value, anything else as text."""
+    try:
+        return sorted(names, key=lambda name: (Decimal(name), name))
+    except InvalidOperation:
+        return sorted(names)
 
 
 def _no_label_folder(file: Path) -> str:

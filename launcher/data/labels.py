@@ -6,7 +6,11 @@ Owns which labels there are and in which order, and the messages about a label t
 from __future__ import annotations
 
 import difflib
+import logging
+import math
+import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -14,12 +18,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from launcher.data.table_files import Table
+from launcher.data.table import Table
 from launcher.errors import DataError
 from launcher.recipe.yaml_tree import shortened
 
+log = logging.getLogger(__name__)
 Indices = npt.NDArray[np.int64]
 NAMES_SHOWN = 12
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
+LONGEST_NUMBER = 40
+"""Characters; labels of more are texts, digits or not."""
 
 
 def label_ids(tables: dict[str, Table], column: str, given: list[str] | None) -> tuple[list[str], dict[str, Indices]]:
@@ -29,21 +37,19 @@ def label_ids(tables: dict[str, Table], column: str, given: list[str] | None) ->
         tables: split -> its rows.
         column: the data's own name for the label.
         given: ``task.labels``. None: the classes that the data itself names, else the distinct values of the training
-            split, sorted; whole numbers by value.
+            split's rows, sorted; numbers by value.
 
     Raises:
-        DataError: a value that is no label, a label that no row has, or fewer than two labels.
+        DataError: a value that is no label, or fewer than two labels that training rows have.
     """
     named = {split: _named_labels(table, column) for split, table in tables.items()}
     if given is not None:
-        _check_given(given, {name for values, _ in named.values() for name in values})
+        _refuse_double(given)
         names, wanted = given, "task.labels"
     else:
-        found = named["train"][0]
-        names = tables["train"].class_names.get(column) or sorted(found, key=_by_value(found))
+        found = sorted(set(named["train"][0]), key=_by_value(named["train"][0]))
+        names = tables["train"].class_names.get(column) or _distinct(found, tables["train"], column)
         wanted = "the training split's labels"
-    if len(names) < 2:
-        raise DataError(f"data.columns.label: column {column!r} has one label only, {names[0]!r}; two are needed")
     ids = {name: number for number, name in enumerate(names)}
     encoded: dict[str, Indices] = {}
     for split, (values, codes) in named.items():
@@ -56,20 +62,34 @@ def label_ids(tables: dict[str, Table], column: str, given: list[str] | None) ->
                     f"{_list(names)}; {_near(value, names)}found in {rows}"
                 )
         encoded[split] = np.array([ids[value] for value in values], np.int64)[codes]
+    trained = np.unique(encoded["train"])
+    if len(trained) < 2:
+        raise DataError(
+            f"data.columns.label: column {column!r} has one label only, {names[int(trained[0])]!r}; two are needed"
+        )
+    absent = [name for number, name in enumerate(names) if number not in trained]
+    if absent:
+        where = "the data's own list of labels" if given is None else "task.labels"
+        log.warning("%s: no training row has %s, so the model cannot learn it", where, _list(absent))
     return list(names), encoded
 
 
 def _named_labels(table: Table, column: str) -> tuple[list[str], Indices]:
-    """The distinct labels as text, and [rows] which of them each row has."""
+    """The distinct labels that rows have, as text, and [rows] which of them each row has."""
     cells = table.columns[column].combine_chunks()
     if pa.types.is_nested(cells.type):
         held = next((cell for cell in cells.to_pylist() if cell is not None), None)
         raise DataError(
             f"data.columns.label: column {column!r} of {table.where} holds {shortened(repr(held))}; a label is "
-            "one name or one whole number"
+            "one name or one number"
         )
+    is_short = pa.types.is_float32(cells.type) or pa.types.is_float16(cells.type)
+    if pa.types.is_float16(cells.type):
+        cells = cells.cast(pa.float32())
     encoded = pc.dictionary_encode(cells)
     values, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
+    if is_short:
+        values = [np.float32(value) for value in values]  # 0.1 is 0.1, and not 0.10000000149
     class_names = table.class_names.get(column)
     return [_label_text(value, class_names, column, table) for value in values], codes
 
@@ -82,30 +102,54 @@ def _label_text(value: object, class_names: list[str] | None, column: str, table
             f"data.columns.label: column {column!r} of {table.where} has the class id {value}, which has no name "
             "(a split without labels has -1); leave that split out with data.splits"
         )
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
+    if isinstance(value, float | np.float32 | Decimal) and math.isfinite(value):
+        whole = int(value)
+        if value == whole:
+            return str(whole)
+        return format(value.normalize(), "f") if isinstance(value, Decimal) else str(value)
     if isinstance(value, str | int):
         return str(value)
     raise DataError(
-        f"data.columns.label: column {column!r} of {table.where} holds {value!r}; a label is a name or a whole number"
+        f"data.columns.label: column {column!r} of {table.where} holds {value!r}; a label is a name or a number"
     )
 
 
+# --- names ------------------------------------------------------------------------------------------------------------
 def _by_value(names: list[str]) -> Any:
-    """Sort key: whole numbers by value, anything else as text, digits too that are more than an int64 has."""
-    return int if all(name.removeprefix("-").isdecimal() and len(name) <= 20 for name in names) else str
+    """Sort key: numbers by value, anything else as text, digits too that are more than a number has."""
+    return _value if all(_is_number(name) for name in names) else str
 
 
-def _check_given(names: list[str], there: set[str]) -> None:
+def _is_number(name: str) -> bool:
+    return len(name) <= LONGEST_NUMBER and _NUMBER.fullmatch(name) is not None
+
+
+def _value(name: str) -> tuple[Decimal, str]:
+    return Decimal(name), name
+
+
+def _distinct(names: list[str], table: Table, column: str) -> list[str]:
+    """The names, unless two of them are one that was written twice: labels that nobody meant to tell apart.
+
+    Raises: DataError, which names both.
+    """
+    alike: dict[object, str] = {}
+    for name in names:
+        for meant in (name.strip(), *([Decimal(name)] if _is_number(name) else [])):
+            other = alike.setdefault(meant, name)
+            are_codes = name.isdecimal() and other.isdecimal()  # 007 and 7 may be two
+            if other != name and not (isinstance(meant, Decimal) and are_codes):
+                raise DataError(
+                    f"data.columns.label: column {column!r} of {table.where} has both {other!r} and {name!r}; write "
+                    "them alike, or name the labels in task.labels to keep both"
+                )
+    return names
+
+
+def _refuse_double(names: list[str]) -> None:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise DataError(f"task.labels names {twice[0]!r} twice")
-    absent = [name for name in names if name not in there]
-    if absent:
-        raise DataError(
-            f"task.labels: {absent[0]!r} is not in the data; {_near(absent[0], sorted(there))}"
-            f"the data has: {_list(sorted(there))}"
-        )
 
 
 def _near(name: str, names: Sequence[str]) -> str:

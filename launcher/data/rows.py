@@ -35,6 +35,17 @@ class Rows:
         rows: list[dict[str, Any]] = self.table.take(pa.array(np.asarray(indices, dtype=np.int64))).to_pylist()
         return rows
 
+    def name(self, index: int) -> str:
+        """What a row is called in a message."""
+        return str(self.table["id"][index].as_py())
+
+    def without(self, indices: Sequence[int]) -> Rows:
+        """The other rows, in their order."""
+        if not indices:
+            return self
+        kept = np.delete(np.arange(len(self)), np.array(indices, np.int64))
+        return Rows(self.table.take(pa.array(kept)))
+
     def digest(self) -> str:
         """sha256 of all values in their order, in hex; of images that lie in files, of what the rows are called.
 
@@ -60,6 +71,12 @@ class Rows:
 def is_text(type_: pa.DataType) -> bool:
     """Whether a column of this type holds texts."""
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+
+
+def is_bytes(type_: pa.DataType) -> bool:
+    """Whether a column of this type holds bytes."""
+    kinds = pa.types
+    return bool(kinds.is_binary(type_) or kinds.is_large_binary(type_) or kinds.is_fixed_size_binary(type_))
 
 
 def _feed(lengths: hashlib._Hash, content: hashlib._Hash, values: pa.Array) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 import pyarrow as pa
 
 from launcher import hub_access
+from launcher.data.class_names import alike
 from launcher.data.image_files import with_image_paths
 from launcher.data.image_folders import read_folders
-from launcher.data.table_files import FORMATS, SUFFIXES, Table, Wanted, present, row_numbers
+from launcher.data.table import Table, Wanted, plain, present, row_numbers
+from launcher.data.table_files import FORMATS, SUFFIXES, Dialect
 from launcher.errors import DataError, EnvironmentProblem
 from launcher.file_locations import matching_files
 from launcher.recipe.data import Files, HubData, ImageFolderData, TableData
@@ -63,17 +65,18 @@ def _files(entries: list[str], key: str, recipe_dir: Path) -> list[Path]:
 
 # --- files ------------------------------------------------------------------------------------------------------------
 def _read_files(paths: list[Path], data: TableData, wanted: list[Wanted], recipe_dir: Path) -> Table:
-    tables = [FORMATS[_format(data.source, path)](path, data.encoding, wanted) for path in paths]
+    dialect = Dialect.of(data)
+    tables = [FORMATS[_format(data.source, path)](path, data.encoding, wanted, dialect) for path in paths]
     tables = [with_image_paths(table, path, wanted, recipe_dir) for table, path in zip(tables, paths, strict=True)]
     if len(tables) == 1:
         return tables[0]
+    tables, class_names = alike(tables)
     try:
-        columns = pa.concat_tables([table.columns for table in tables], promote_options="default")
+        columns = pa.concat_tables([table.columns for table in tables], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         names = ", ".join(str(path) for path in paths)
         raise DataError(f"the files of one split differ in the type of a column: {error}; files: {names}") from error
     ids = [f"{path.name}:{number}" for path, table in zip(paths, tables, strict=True) for number in table.ids]
-    class_names = {name: names for table in tables for name, names in table.class_names.items()}
     return Table(columns, ids, f"{paths[0]} and {len(paths) - 1} more", class_names)
 
 
@@ -169,4 +172,4 @@ def _hub_split(dataset: Any, wanted: list[Wanted], where: str) -> Table:
         if isinstance(features[name], datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))  # the task decodes, in its own thread
     names = {name: features[name].names for name in there if isinstance(features[name], datasets.ClassLabel)}
-    return Table(dataset.data.table, row_numbers(len(dataset)), where, names)
+    return Table(plain(dataset.data.table), row_numbers(len(dataset)), where, names)

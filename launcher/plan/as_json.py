@@ -38,7 +38,8 @@ def _stage_json(stage: StagePlan) -> dict[str, Any]:
         "epochs": stage.steps / stage.steps_per_epoch if stage.steps_per_epoch else None,
         "memory": stage.memory.model_dump() if stage.memory else None,
         "fits": stage.fits,
-        "why": stage.why,
+        "why": "; ".join(text for text in (stage.why, stage.choice) if text),
+        "warnings": stage.warnings,
         "disk": stage.disk.model_dump() if stage.disk else None,
         "step_time": stage.time.model_dump() if stage.time else None,
     }

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from launcher.recipe.types import NonNegativeInt, PositiveInt, Strict
+from launcher.recipe.types import NonNegativeInt, PositiveInt, Probability, Strict
 
 SOURCES_NOT_BUILT_YET = ("audiofolder", "voc")
 
@@ -39,20 +39,39 @@ class DataSettings(Strict):
     """Tokens a text is cut to."""
     num_workers: NonNegativeInt = 0
     """Processes a rank that prepare batches; 0: the rank itself."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Damaged images, empty cells, texts without a token: named and refused before training, or left out and listed in
+    `skipped.jsonl`."""
+    max_bad_rows: PositiveInt | Probability = 0.1
+    """Rows that ``skip`` leaves out at most: a number, or a share of all, rounded up."""
 
 
+Character = Annotated[
+    str,
+    Field(
+        pattern=r"^[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x2f\x3a-\x40\x5b-\x60\x7b-\x7e]$",
+        title="one ASCII character other than a letter, a digit or a quote",
+    ),
+]
 Files = str | list[str] | dict[Literal["train", "validation", "test"], str | list[str]]
 """Path, glob or ``package:IMPORT/PATH``; a list of them; or one of either for each split. Relative to the recipe."""
 
 
 class TableData(DataSettings):
-    """Rows from files. ``package``: as the other four, told apart by the files' suffix."""
+    """Rows from files. ``package``: as the other five, told apart by the files' suffix."""
 
-    source: Literal["csv", "json", "parquet", "text", "package"]
+    source: Literal["csv", "json", "parquet", "arrow", "text", "package"]
     files: Files
     """Path, glob or ``package:IMPORT/PATH``; a list of them; or one of either for each split."""
     encoding: str = "utf-8"
     """Of csv, json and text files, such as ``latin-1``."""
+    delimiter: Character | Literal["tab", "\\t"] | None = None
+    """Between the cells of a csv; default a tab in .tsv files, a comma in all others."""
+    quoting: Literal["standard", "none"] | None = None
+    """Of csv. ``standard``: a cell in double quotes may hold the delimiter, line ends and doubled quotes. ``none``: a
+    quote is a character like any other. Default none in .tsv files, standard in all others."""
+    escape: Character | None = None
+    """Of csv: the character before a delimiter or quote that is part of a cell, such as ``\\``; default none."""
 
 
 class ImageFolderData(DataSettings):

@@ -220,10 +220,17 @@ def data_keys_are_read_by_the_task(recipe: Recipe) -> Iterator[Problem]:
     data, written = recipe.data, recipe.data.model_fields_set
     if "max_length" in written and isinstance(recipe.task, ImageClassification):
         yield Problem("data.max_length", f"{data.max_length} is in tokens, and images have none; take it out")
-    if isinstance(data, TableData) and "encoding" in written:
-        suffixes = {PurePosixPath(path).suffix for path in _paths(data)}
-        if data.source == "parquet" or (data.source == "package" and suffixes == {".parquet"}):
-            yield Problem("data.encoding", f"{data.encoding!r} is for text, and parquet is binary; take it out")
+    if not isinstance(data, TableData):
+        return
+    formats = _formats(data)
+    if "encoding" in written and formats <= {".parquet", ".arrow", ".feather"}:
+        yield Problem("data.encoding", f"{data.encoding!r} is for text, and {data.source} is binary; take it out")
+    for key in ("delimiter", "quoting", "escape"):
+        value = getattr(data, key)
+        if value is not None and not formats & {".csv", ".tsv"}:
+            yield Problem(f"data.{key}", f"{value!r} is for csv files, but data.source is {data.source}; take it out")
+    if data.escape is not None and data.escape == data.delimiter:
+        yield Problem("data.escape", f"{data.escape!r} is data.delimiter too; name another character, or take it out")
 
 
 def split_keys_are_read(recipe: Recipe) -> Iterator[Problem]:
@@ -304,6 +311,14 @@ def _has_no_validation(recipe: Recipe) -> bool:
 def _paths(data: TableData) -> list[str]:
     groups = list(data.files.values()) if isinstance(data.files, dict) else [data.files]
     return [path for group in groups for path in ([group] if isinstance(group, str) else group)]
+
+
+def _formats(data: TableData) -> set[str]:
+    """The suffixes of what is read, as far as the recipe tells: of source package the files' own."""
+    if data.source != "package":
+        return {f".{data.source}"}
+    suffixes = {PurePosixPath(path).suffix.lower() for path in _paths(data)}
+    return suffixes - {""} or {".csv"}
 
 
 def _did_you_mean(word: str, words: tuple[str, ...]) -> str:

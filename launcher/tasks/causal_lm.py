@@ -30,6 +30,13 @@ class BoundCausalLM:
     def __init__(self, task: CausalLM, data: Data, processor: Any, labels: None, config: Any) -> None:
         # Right: positions then count from the first token in every model, whatever its tokenizer prefers to generate.
         self._tokens = Tokens(processor, data.max_length, config, side="right")
+        text_config = config.get_text_config() if config is not None else None
+        self._vocabulary: int | None = getattr(text_config, "vocab_size", None)
+
+    @property
+    def random_loss(self) -> float | None:
+        """ln(vocabulary)."""
+        return math.log(self._vocabulary) if self._vocabulary else None
 
     def encode_rows(self, rows: Sequence[Row], *, augment_seeds: Sequence[int] | None) -> list[Features]:
         """Token ids; texts have no augmentation."""

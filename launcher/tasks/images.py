@@ -7,20 +7,19 @@ operations are torchvision's.
 
 from __future__ import annotations
 
-import io
 import math
 import random
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from launcher.errors import DataError, UserError
+from launcher.data.decoding import decode
+from launcher.errors import UserError
 from launcher.models.image_spec import ImageSpec
 
 Augment = Literal["none", "flip", "randaugment"]
@@ -31,7 +30,7 @@ RANDAUGMENT_LEVEL = 9 / 30
 
 
 class Images:
-    """Opens, resizes, crops and augments one image at a time; scales and normalises a batch at a time."""
+    """Decodes, resizes, crops and augments one image at a time; scales and normalises a batch at a time."""
 
     def __init__(self, spec: ImageSpec, augment: Augment) -> None:
         if spec.crop is None and not isinstance(spec.size, tuple):
@@ -44,7 +43,7 @@ class Images:
 
     def encode(self, value: Any, row_id: str, seed: int | None) -> Tensor:
         """uint8 [3, height, width]; ``seed`` None: no augmentation."""
-        image = open_rgb(value, row_id)
+        image = decode(value, row_id)
         spec = self._spec
         if spec.size is not None:
             size = [spec.size] if isinstance(spec.size, int) else list(spec.size)
@@ -60,32 +59,6 @@ class Images:
         """float32 [B, 3, height, width] under the model's own name for it."""
         floats = torch.stack(images).float() / (1 / self._spec.scale)  # divided, as torchvision's presets do
         return {self._spec.input_name: F.normalize(floats, list(self._spec.mean), list(self._spec.std))}
-
-
-def open_rgb(value: Any, row_id: str) -> Image.Image:
-    """Decode a path, encoded bytes, the hub's ``{bytes, path}`` or an opened image; grey and palettes become RGB.
-
-    Raises:
-        DataError: no image is there.
-    """
-    if isinstance(value, dict):
-        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
-    try:
-        if isinstance(value, Image.Image):
-            image = value
-        elif isinstance(value, bytes):
-            image = Image.open(io.BytesIO(value))
-        else:
-            image = Image.open(Path(value))
-        # A palette with transparency goes to RGB by way of RGBA; Pillow warns of the direct way.
-        return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
-    except FileNotFoundError as error:
-        raise DataError(
-            f"image of row {row_id}: {value} does not exist; paths start from the recipe's folder"
-        ) from error
-    except (UnidentifiedImageError, OSError, TypeError, ValueError, SyntaxError) as error:
-        shown = value if isinstance(value, str) else type(value).__name__
-        raise DataError(f"image of row {row_id} cannot be read ({shown}): {error}; repair or remove it") from error
 
 
 # --- augmentation -----------------------------------------------------------------------------------------------------

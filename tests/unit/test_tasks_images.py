@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from pydantic import TypeAdapter
 from torchvision.transforms import v2
 
 from launcher.data import load
-from launcher.errors import DataError, UserError
+from launcher.errors import UserError
 from launcher.models import image_spec
 from launcher.models.image_spec import ImageSpec
 from launcher.recipe import ImageClassification
 from launcher.recipe.data import Data
 from launcher.tasks import BoundTask, bind
-from launcher.tasks.images import OPERATIONS, RANDAUGMENT_LEVEL, augmented, open_rgb
+from launcher.tasks.images import OPERATIONS, RANDAUGMENT_LEVEL, augmented
 
 SMALL = ImageSpec(size=16, crop=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), input_name="x")
 
@@ -109,36 +108,6 @@ def test_shapes_that_make_no_batch() -> None:
     for size in (16, None):
         with pytest.raises(UserError, match=r"set task\.image_size"):
             bound(ImageSpec(size=size, crop=None, mean=(0.5,) * 3, std=(0.5,) * 3))
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK", "LA"])
-def test_every_image_becomes_rgb(mode: str, tmp_path: Path) -> None:
-    path = tmp_path / ("a.tiff" if mode == "CMYK" else "a.png")
-    image = picture(mode=mode)
-    if mode == "P":
-        image.info["transparency"] = bytes(range(256))
-    image.save(path)
-    from_path = open_rgb(str(path), "a")
-    assert from_path.mode == "RGB"
-    for value in (path.read_bytes(), {"bytes": path.read_bytes(), "path": None}, {"bytes": None, "path": str(path)}):
-        assert open_rgb(value, "a").tobytes() == from_path.tobytes()
-    assert inputs_of(bound(), str(path)).shape == (3, 16, 16)
-    grey = open_rgb(picture(mode="L"), "a")
-    assert len({band.tobytes() for band in grey.split()}) == 1
-
-
-def test_file_that_is_no_image_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_text("<html>not found</html>")
-    with pytest.raises(
-        DataError, match=r"image of row dog/a\.png cannot be read \(.*a\.png\): .*; repair or remove it"
-    ):
-        open_rgb(str(tmp_path / "a.png"), "dog/a.png")
-    encoded = io.BytesIO()
-    picture().save(encoded, "PNG")
-    with pytest.raises(DataError, match=r"image of row 5 cannot be read \(bytes\)"):
-        open_rgb(encoded.getvalue()[:500], "5")
-    with pytest.raises(DataError, match="does not exist; paths start from the recipe's folder"):
-        open_rgb(str(tmp_path / "b.png"), "5")
 
 
 # --- augmentation -----------------------------------------------------------------------------------------------------
