@@ -1,7 +1,9 @@
 """The encoding of a text file, and the delimiter and quotes of a csv.
 
 The header decides: a delimiter that it does not hold splits nothing. Each way to read the file is tried, and the one
-whose rows have as many cells as the header wins; ties go to what the file's suffix says. Called by `looking`.
+whose rows have as many cells as the header wins. Of equals the one that makes more rows of the same lines does: quotes
+that are none can swallow whole rows, and leave what looks like a table. Then what the file's suffix says. Called by
+`looking`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launcher.errors import DataError
 
@@ -31,12 +34,15 @@ class Dialect:
     """``standard``, or ``none``: a quote is a character like any other."""
     escape: str | None = None
 
-    def rows(self, text: str) -> Iterator[list[str]]:
-        """The rows, blank ones too. Raises csv.Error where the text cannot be read so."""
+    def rows(self, text: str, *, is_strict: bool = False) -> Iterator[list[str]]:
+        """The rows, blank ones too. Raises csv.Error where the text cannot be read so.
+
+        ``is_strict``: also where something follows a closing quote.
+        """
         quoting = csv.QUOTE_MINIMAL if self.quoting == "standard" else csv.QUOTE_NONE
         return csv.reader(
             io.StringIO(text, newline=""), delimiter=self.delimiter, quoting=quoting,
-            escapechar=self.escape, doublequote=self.escape is None,
+            escapechar=self.escape, strict=is_strict,
         )  # fmt: skip
 
 
@@ -77,7 +83,7 @@ def dialect_of(text: str, suffix: str) -> Dialect:
         if delimiter in header
         for quoting, escape in _ways_to_quote(usual.quoting)
     ]
-    return max(ways, key=lambda way: round(_fit(way, text), 3), default=usual)  # the first of the best
+    return max(ways, key=lambda way: _fit(way, text), default=usual)  # the first of the best
 
 
 def _ways_to_quote(usual: str) -> list[tuple[str, str | None]]:
@@ -85,16 +91,26 @@ def _ways_to_quote(usual: str) -> list[tuple[str, str | None]]:
     return [*(ways if usual == "standard" else ways[::-1]), ("standard", "\\")]
 
 
-def _fit(way: Dialect, text: str) -> float:
-    """Share of the rows that have the header's number of cells; 0 for a header of one."""
+def _fit(way: Dialect, text: str) -> tuple[float, float]:
+    """(share of the rows that have the header's number of cells, rows in a line); (0, 0) for a header of one."""
     try:
-        rows = [row for row in itertools.islice(way.rows(text), SAMPLE_ROWS) if row]
+        rows, num_lines, penalty = *_sample(way, text, is_strict=True), 1.0
     except csv.Error:
-        return 0.0
+        try:
+            rows, num_lines, penalty = *_sample(way, text, is_strict=False), 0.9
+        except csv.Error:
+            return 0.0, 0.0
     if not rows or len(rows[0]) < 2:
-        return 0.0
+        return 0.0, 0.0
     if any(cell.count("\n") > LONGEST_CELL_LINES for row in rows for cell in row):
-        return 0.01
-    if len(rows) == 1:
-        return 1.0
-    return sum(len(row) == len(rows[0]) for row in rows[1:]) / (len(rows) - 1)
+        return 0.01, 0.0
+    if way.quoting == "none" and all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in rows[0]):
+        penalty = 0.5  # the names are not meant to have quotes
+    alike = sum(len(row) == len(rows[0]) for row in rows)
+    return penalty * alike / len(rows), len(rows) / num_lines
+
+
+def _sample(way: Dialect, text: str, *, is_strict: bool) -> tuple[list[list[str]], int]:
+    """(the first rows that are not blank, the lines that they take)"""
+    reader: Any = way.rows(text, is_strict=is_strict)
+    return [row for row in itertools.islice(reader, SAMPLE_ROWS) if row], reader.line_num
