@@ -153,6 +153,34 @@ def plan(
 
 
 @app.command()
+def init(
+    given: Annotated[
+        Path | None,
+        typer.Argument(help="A csv, tsv, json, parquet or text file, or a folder of images.", metavar="DATA"),
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="ID", help="A hub id, folder or torchvision:NAME.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="KIND", help="Default what the columns look like.")] = None,
+    text: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of texts.")] = None,
+    text_pair: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of second texts.")] = None,
+    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of labels.")] = None,
+    image: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of images or their paths.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default NAME.yaml.")] = None,
+) -> None:
+    """Write a first recipe for your data: task, labels, lengths and stages, each explained."""
+    from launcher.errors import UserError
+    from launcher.first_recipe import writing
+    from launcher.first_recipe.guessing import Asked
+
+    if given is None:
+        if not sys.stdin.isatty():
+            raise UserError("init needs DATA, a file or folder: thawline init reviews.csv")
+        given = Path(typer.prompt("Data (a file, or a folder of images)"))
+        model = model or typer.prompt("Model (empty: one is proposed)", default="", show_default=False) or None
+    asked = Asked(task=task, text=text, label=label, image=image, text_pair=text_pair)
+    print("\n".join(writing.write(given, asked, model, output).lines))
+
+
+@app.command()
 def status(run: Run, as_json: AsJson = False) -> None:
     """Say where a run stands: from its files, and from SLURM's queue when it was submitted."""
     from launcher.run_dir import RunDir
