@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import c_ssize_t
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,6 @@ from torch.optim.optimizer import ParamsT
 
 from thawline_kernels import backends, formats, native, reference
 from thawline_kernels.batches import Batch, gather, is_dense, local
-from thawline_kernels.native import NativeBatch
 from thawline_kernels.state import Layout, Master, StateDtype, full_value, own_counts, saved
 
 Hook = Callable[..., Any]
@@ -40,6 +39,22 @@ _OPTIONS = {
     "master": ("none", "split16", "fp32"),
     "state_dtype": ("fp32", "bf16"),
 }
+
+
+@dataclass
+class _Part:
+    """One group in one step."""
+
+    params: list[Tensor]
+    hyper: reference.Hyper
+    first: int
+    """Number of its first parameter."""
+    target: str = ""
+    """Whose kernels gather it, "cpu" or "cuda"."""
+    trail: native.Trail | None = None
+    """None: C++ does not gather it."""
+    gathered: set[int] = field(default_factory=set)
+    """Positions of the parameters that are in a `Batch`."""
 
 
 class FusedAdamW(AdamW):
@@ -135,58 +150,86 @@ class FusedAdamW(AdamW):
         unscale = _number(getattr(self, "grad_scale", None), default=1.0)
         is_skipped = bool(_number(getattr(self, "found_inf", None), default=0.0))
         norm, grad_scale = None, 1.0 / unscale
-        is_known = max_norm is None and not is_skipped
-        batches, has_repeats = self._gather(native.Ahead(grad_scale, zero_grad) if is_known else None)
+        self._own_counts()
+        parts, batches = self._parts(), list[Batch]()
         if max_norm is not None:
-            norm = self._norm(batches) / unscale
+            norm = self._norm(parts, batches) / unscale
             grad_scale *= min(1.0, max_norm / (norm + 1e-6))
             is_skipped = is_skipped or not math.isfinite(norm)
         if not is_skipped:
-            self._update(batches, grad_scale, zero_grad=zero_grad and not has_repeats)
-        if zero_grad and (is_skipped or has_repeats):
-            _zero_grads(param for group in self.param_groups for param in group["params"])
+            self._step(parts, batches, grad_scale, zero_grad=zero_grad)
         elif zero_grad:
-            _zero_grads(param for batch in batches if isinstance(batch, Batch) for param in batch.relaid)
+            _zero_grads(param for part in parts for param in part.params)
         measured = None if norm is None else torch.tensor(norm, dtype=torch.float64, device="cpu")
         return measured if closure is None else loss
 
-    def _update(self, batches: list[Batch | NativeBatch], grad_scale: float, *, zero_grad: bool) -> None:
-        for batch in batches:
-            k = reference.scalars(batch.hyper, batch.step, grad_scale)
-            if isinstance(batch, NativeBatch):
-                batch.update(k, zero_grad=zero_grad)
-            else:
-                backends.choose(self._backend, batch.device_type).update(batch, k, zero_grad=zero_grad)
-                batch.finish(zero_grad=zero_grad)
-
-    def _gather(self, ahead: native.Ahead | None) -> tuple[list[Batch | NativeBatch], bool]:
-        """What is still to be stepped, and whether a parameter is named twice: it is stepped twice, as by torch."""
-        self._own_counts()
-        batches: list[Batch | NativeBatch] = []
-        pending: dict[Tensor, int] = {}
-        has_repeats = False
-        first, cursor = 0, c_ssize_t(0)
+    def _parts(self) -> list[_Part]:
+        parts: list[_Part] = []
+        first = 0
         for number, group in enumerate(list(self.param_groups)):
             params = list(group["params"])  # a hook or another thread may change the group's
-            hyper, positions = _hyper(group, is_accurate=self._is_accurate), range(len(params))
+            part = _Part(params, _hyper(group, is_accurate=self._is_accurate), first)
             target = params[0].device.type if params else ""
             if target in ("cpu", "cuda") and backends.is_compiled(self._backend, target):
                 trail = self._trails.get((target, number)) or native.Trail(target)
                 self._trails[target, number] = trail
-                if trail.follow(params):
-                    has_repeats, ahead = True, ahead and replace(ahead, zero_grad=False)
-                given = target, params, hyper, self.state, cursor, trail, (self._seed, first), ahead
-                ordinary, positions = native.gather(*given)
-                if ordinary and trail.has_repeats:
-                    taken = set(range(len(params))) - set(positions)
-                    pending |= {params[i]: 1 for i in taken if params[i].grad is not None}
-                batches += ordinary
-            others = gather(params, hyper, self._state_of(group), positions, pending)
-            for batch in others if self._layout.state_dtype == "bf16" else ():
-                batch.keys = [formats.random_key(self._seed, batch.step, first + i) for i in batch.positions]
-            batches += others
+                has_repeats = trail.follow(params)
+                part.target, part.trail = target, None if has_repeats else trail
+            parts.append(part)
             first += len(params)
-        return batches, has_repeats or any(times > 1 for times in pending.values())
+        return parts
+
+    def _take(
+        self, part: _Part, cursor: c_ssize_t, step: native.Step | None
+    ) -> tuple[list[native.Taken], Sequence[int]]:
+        """Have C++ step, or measure, what it can of a group; returns the positions of the rest, bar those that Python
+        has gathered already."""
+        positions = [i for i in range(len(part.params)) if i not in part.gathered] if part.gathered else None
+        if part.trail is None:
+            return [], range(len(part.params)) if positions is None else positions
+        given = part.target, part.params, part.hyper, self.state, cursor
+        return native.take(*given, positions=positions, trail=part.trail, keys=(self._seed, part.first), step=step)
+
+    def _gather(self, part: _Part, positions: Sequence[int], pending: Counter[Tensor]) -> list[Batch]:
+        def state_of(param: Tensor) -> dict[str, Any]:
+            state: dict[str, Any] = self.state[param]
+            self._layout.complete(state, param, amsgrad=part.hyper.amsgrad)
+            return state
+
+        part.gathered |= set(positions)
+        batches = gather(part.params, part.hyper, state_of, positions, pending)
+        for batch in batches if self._layout.state_dtype == "bf16" else ():
+            batch.keys = [formats.random_key(self._seed, batch.step, part.first + i) for i in batch.positions]
+        return batches
+
+    def _norm(self, parts: list[_Part], batches: list[Batch]) -> float:
+        """L2 norm of all gradients as they are; of DTensors, over the ranks that hold their shards.
+
+        Appends to ``batches`` what C++ leaves; so what is refused is refused before anything is stepped.
+        """
+        squares: list[float] = []
+        cursor, pending = c_ssize_t(0), Counter[Tensor]()
+        for part in parts:
+            taken, rest = self._take(part, cursor, None)
+            squares += [total for one in taken for total in one.sums_of_squares]
+            batches += self._gather(part, rest, pending)
+        for batch in batches:
+            sums = backends.choose(self._backend, batch.device_type).sums_of_squares(batch.grads)
+            squares += [batch.over_shards(reference.total(sums))] if batch.sharding else sums
+        return math.sqrt(reference.total(squares))
+
+    def _step(self, parts: list[_Part], batches: list[Batch], grad_scale: float, *, zero_grad: bool) -> None:
+        cursor, pending = c_ssize_t(0), Counter(owner for batch in batches for owner in batch.owners)
+        for part in parts:
+            _, rest = self._take(part, cursor, native.Step(grad_scale, zero_grad))
+            batches += self._gather(part, rest, pending)
+        is_once = all(times == 1 for times in pending.values())  # one named twice needs its gradient twice
+        for batch in batches:
+            k = reference.scalars(batch.hyper, batch.step, grad_scale)
+            backends.choose(self._backend, batch.device_type).update(batch, k, zero_grad=zero_grad and is_once)
+            batch.finish(zero_grad=zero_grad and is_once)
+        if zero_grad:
+            _zero_grads(param for batch in batches for param in (batch.relaid if is_once else batch.owners))
 
     def _own_counts(self) -> None:
         """Look, at two parameters of each group, whether somebody gave several one step count."""
@@ -194,25 +237,6 @@ class FusedAdamW(AdamW):
         counters = [id(counter) for counter in some if counter is not None]
         if len(set(counters)) < len(counters):
             own_counts(self.state.values())
-
-    def _state_of(self, group: dict[str, Any]) -> Callable[[Tensor], dict[str, Any]]:
-        def state_of(param: Tensor) -> dict[str, Any]:
-            state: dict[str, Any] = self.state[param]
-            self._layout.complete(state, param, amsgrad=group["amsgrad"])
-            return state
-
-        return state_of
-
-    def _norm(self, batches: list[Batch | NativeBatch]) -> float:
-        """L2 norm of all gradients as they are; of DTensors, over the ranks that hold their shards."""
-        squares: list[float] = []
-        for batch in batches:
-            if isinstance(batch, NativeBatch):
-                squares += batch.sums_of_squares()
-                continue
-            sums = backends.choose(self._backend, batch.device_type).sums_of_squares(batch.grads)
-            squares += [batch.over_shards(reference.total(sums))] if batch.sharding else sums
-        return math.sqrt(reference.total(squares))
 
     def full_value(self, param: Tensor) -> Tensor:
         """The fp32 value of a parameter, of its shape: with ``master``, what its bf16 is the rounding of."""

@@ -6,6 +6,7 @@ Owns None gradients, DTensor shards and mismatched strides. Refuses sparse, comp
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,7 +85,7 @@ def gather(
     hyper: Hyper,
     state_of: Callable[[Tensor], dict[str, Any]],
     positions: Iterable[int],
-    pending: dict[Tensor, int],
+    pending: Counter[Tensor],
 ) -> list[Batch]:
     """The batches of those parameters of one group that have a gradient, in the order of ``positions``.
 
@@ -103,9 +104,8 @@ def gather(
         if param.dtype not in DTYPES or grad.dtype not in DTYPES or grad.layout is not torch.strided:
             raise TypeError(_refusal(param, grad))
         state = state_of(param)
-        earlier = pending.get(param, 0)
-        pending[param] = earlier + 1
-        step = int(state["step"]) + 1 + earlier
+        pending[param] += 1
+        step = int(state["step"]) + pending[param]
         sharding = (param.device_mesh, param.placements) if isinstance(param, DTensor) else None
         kind = (step, param.dtype, grad.dtype, param.device, sharding)
         batch = batches.get(kind)

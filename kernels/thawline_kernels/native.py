@@ -87,13 +87,11 @@ class _Library:
         self.size, self.release = held.thawline_gathered, held.thawline_release
         self.size.restype, self.size.argtypes = c_int64, [c_void_p]
         self.release.restype, self.release.argtypes = None, [c_void_p]
-        self.set_keys = held.thawline_set_keys
-        self.set_keys.restype, self.set_keys.argtypes = None, [c_void_p, c_uint64, c_uint64]
-        self.update = held.thawline_update
-        self.update.restype, self.update.argtypes = c_char_p, [c_void_p, POINTER(_Scalars), c_bool, c_bool]
-        self.num_sums, self.measure = held.thawline_num_sums, held.thawline_measure
+        self.num_sums, self.sums = held.thawline_num_sums, held.thawline_sums
         self.num_sums.restype, self.num_sums.argtypes = c_int64, [c_void_p]
-        self.measure.restype, self.measure.argtypes = c_char_p, [c_void_p, POINTER(c_double)]
+        self.sums.restype, self.sums.argtypes = POINTER(c_double), [c_void_p]
+        self.problem = held.thawline_problem
+        self.problem.restype, self.problem.argtypes = c_char_p, [c_void_p]
 
 
 @functools.cache
@@ -106,18 +104,9 @@ def can_gather(target: str = "cpu") -> bool:
     return _library(target).can_gather
 
 
-def _raise(problem: bytes | None) -> None:
-    if problem is not None:
-        raise RuntimeError(problem.decode(errors="replace"))
-
-
-def _packed(k: reference.Scalars, hyper: Hyper) -> _Scalars:
-    return _Scalars(*reference.packed(k, hyper))
-
-
 @dataclass(frozen=True)
-class Ahead:
-    """A step that needs to see no gradient first: it is taken while tensors are gathered."""
+class Step:
+    """What a step needs beside its group."""
 
     grad_scale: float
     zero_grad: bool
@@ -139,16 +128,11 @@ class Trail:
         return self.has_repeats
 
 
-class NativeBatch:
-    """What `batches.Batch` is, held by C++: tensors of one group with one step count and one set of dtypes.
+class Taken:
+    """What C++ took of a group: tensors of one step count and one set of dtypes, stepped or measured by now."""
 
-    They may change between two calls, by a hook or another thread: `update` and `sums_of_squares` then raise
-    RuntimeError, and nothing is read or written.
-    """
-
-    def __init__(self, library: _Library, gathered: int, hyper: Hyper, step: int) -> None:
-        self._library, self._gathered = library, gathered
-        self.hyper, self.step = hyper, step
+    def __init__(self, library: _Library, gathered: int, step: int) -> None:
+        self._library, self._gathered, self.step = library, gathered, step
 
     def __del__(self) -> None:
         self._library.release(self._gathered)
@@ -156,76 +140,81 @@ class NativeBatch:
     def __len__(self) -> int:
         return int(self._library.size(self._gathered))
 
-    def update(self, k: reference.Scalars, *, zero_grad: bool) -> None:
-        """Step parameters and moments in place, and count it; zero the gradients with ``zero_grad``."""
-        _raise(self._library.update(self._gathered, _packed(k, self.hyper), self.hyper.accurate, zero_grad))
-
+    @property
     def sums_of_squares(self) -> list[float]:
-        """As `reference.sums_of_squares`, of all gradients."""
-        sums = (c_double * self._library.num_sums(self._gathered))()
-        _raise(self._library.measure(self._gathered, sums))
-        return list(sums)
+        """As `reference.sums_of_squares`, of all gradients; none where they were stepped."""
+        return list(self._library.sums(self._gathered)[: self._library.num_sums(self._gathered)])
+
+    def check(self) -> None:
+        """Raise RuntimeError if the device refused the work."""
+        problem = self._library.problem(self._gathered)
+        if problem is not None:
+            raise RuntimeError(problem.decode(errors="replace"))
 
 
-def gather(
+def take(
     target: str,
     params: list[Tensor],
     hyper: Hyper,
     states: States,
     cursor: c_ssize_t,
+    *,
+    positions: list[int] | None = None,
     trail: Trail | None = None,
     keys: tuple[int, int] = (0, 0),
-    ahead: Ahead | None = None,
-) -> tuple[list[NativeBatch], Sequence[int]]:
-    """The batches of one group's ordinary parameters that are still to be stepped, and the positions of those that are
-    not ordinary.
+    step: Step | None = None,
+) -> tuple[list[Taken], Sequence[int]]:
+    """Step one group's ordinary parameters and count it, or measure their gradients if no ``step`` is given.
+
+    Each of the calls into C++ that this makes looks at the tensors and reads or writes them before anybody else can
+    change them. With two threads, small tensors on the CPU are stepped while others are gathered.
 
     Args:
         target: whose kernels step them, "cpu" or "cuda": the kind of device that the first parameter is on.
         params: a list of the step's own: nobody else may change it.
         cursor: where the walk through ``states`` stands, 0 before the first group.
+        positions: of the parameters to take, None for all.
         trail: of this group in the last step, following ``params``; None if nothing is to be remembered.
         keys: the seed of bf16 moments' random bits, and the number of the group's first parameter.
-        ahead: the step, where it may be taken at once: on the CPU it is, and counted, so that no batch is left. With
-            two threads, small tensors are stepped while others are gathered.
+
+    Returns:
+        What was taken, and the positions of those that are not ordinary.
     """
     library = _library(target)
+    rest: Sequence[int] = range(len(params)) if positions is None else positions
     if not library.can_gather:
-        return [], range(len(params))
+        return [], rest
     if trail is None:
         trail = Trail(target)
         trail.follow(params)
-    seed, first = keys[0] & (2**64 - 1), keys[1]
-    batches: list[NativeBatch] = []
-    positions: list[int] | None = None
+    everything: list[Taken] = []
     for _ in range(_ROUNDS):
-        counter = _counter(params, positions, states)
+        counter = _counter(params, rest, states)
         if not isinstance(counter, Tensor):
             break
-        rest: list[int] = []
-        step = int(counter) + 1
-        at_once = None
-        if ahead and library.step_behind:
-            k = reference.scalars(hyper, step, ahead.grad_scale)
-            options = hyper.accurate, ahead.zero_grad
-            at_once = _Ahead(_packed(k, hyper), *options, seed, first, library.step_behind)
-        walk = params, positions, states, step, hyper.amsgrad, rest, _NAMES, _TYPES
-        gathered = library.gather(*walk, byref(cursor), target == "cuda", trail.address, at_once and byref(at_once))
+        number, left = int(counter) + 1, list[int]()
+        ahead = step and byref(_ahead(library, reference.scalars(hyper, number, step.grad_scale), hyper, step, keys))
+        walk = params, positions, states, number, hyper.amsgrad, left, _NAMES, _TYPES
+        gathered = library.gather(*walk, byref(cursor), target == "cuda", trail.address, ahead)
         if not gathered:
             raise MemoryError("FusedAdamW: no memory to gather the tensors of a step")
-        batch = NativeBatch(library, gathered, hyper, step)
-        positions = rest
-        if not len(batch):
+        taken = Taken(library, gathered, number)
+        taken.check()
+        rest = positions = left
+        if not len(taken):
             break
-        if not at_once:
-            library.set_keys(gathered, seed, first)
-            batches.append(batch)
-    return batches, range(len(params)) if positions is None else positions
+        everything.append(taken)
+    return everything, rest
 
 
-def _counter(params: list[Tensor], positions: list[int] | None, states: States) -> Any:
+def _ahead(library: _Library, k: reference.Scalars, hyper: Hyper, step: Step, keys: tuple[int, int]) -> _Ahead:
+    options = hyper.accurate, step.zero_grad, keys[0] & (2**64 - 1), keys[1]
+    return _Ahead(_Scalars(*reference.packed(k, hyper)), *options, library.step_behind)
+
+
+def _counter(params: list[Tensor], positions: Sequence[int], states: States) -> Any:
     """The step count of the first parameter that has a gradient, if it has one."""
-    for position in range(len(params)) if positions is None else positions:
+    for position in positions:
         if params[position].grad is not None:
             return states.get(params[position], {}).get("step")
     return None

@@ -33,6 +33,7 @@ class Layout:
         return torch.float32 if self.state_dtype == "fp32" else torch.bfloat16
 
     @torch.inference_mode(False)
+    @torch.no_grad()  # which the line above would end
     def complete(self, state: State, param: Tensor, *, amsgrad: bool) -> None:
         """Add to the ``state`` of a parameter with a gradient what its step needs and it has not got: all at the first
         one; the maximum of AMSGrad when its group is told to keep one; a step that is a number becomes a tensor."""
@@ -54,6 +55,7 @@ class Layout:
             state["low"] = torch.zeros_like(param, dtype=torch.int16)
 
     @torch.inference_mode(False)
+    @torch.no_grad()  # which the line above would end
     def set_full_value(self, state: State, param: Tensor, value: Tensor) -> None:
         """Write an fp32 ``value`` into the parameter and, as far as it does not fit there, beside it."""
         if param.dtype is not torch.bfloat16 or self.master == "none":
@@ -70,6 +72,7 @@ class Layout:
             local(state["low"]).copy_(lower)
 
     @torch.inference_mode(False)
+    @torch.no_grad()  # which the line above would end
     def restore(self, state: State, saved: State, param: Tensor) -> None:
         """Fill ``state`` from one that this class or `torch.optim.AdamW` saved, in whatever layout that ran.
 

@@ -6,9 +6,8 @@
 // tensors there; only addresses to prefetch are, which may be stale.
 //
 // While it gathers, no other Python runs: it calls nothing that makes an object the garbage collector tracks, frees one, hashes
-// a tensor, or lets go of the GIL. So nothing it has looked at changes until it returns, or until it has taken hold of the
-// memory that is written to without the GIL. Between two of its calls anything may happen: what was gathered is held, and looked
-// at again before it is read or written.
+// a tensor, or lets go of the GIL. So nothing it has looked at changes before it is read or written: that is done in the same
+// call, with the GIL, or, where it takes long, with hold of the memory. No pointer is kept until the next call.
 //
 // Called through ctypes.PyDLL, which holds the GIL. Of Python only functions of its stable ABI are used, declared here, so that
 // none of its headers is needed; of torch c10::TensorImpl, of the torch that is there when this is compiled.
@@ -245,7 +244,7 @@ struct Trail {
     static constexpr ssize_t AHEAD = 4;
     std::vector<Stops> stops;
     std::vector<Object*> owners;  // as the group last named them
-    std::vector<bool> is_repeat;  // those named before in the group; empty if none is
+    bool has_repeats = false;
 
     void follow(Object* params) {
         std::vector<Object*> named(PyList_Size(params));
@@ -253,10 +252,7 @@ struct Trail {
         if (named == owners) return;
         owners = std::move(named);
         stops.assign(owners.size(), {});
-        is_repeat.clear();
-        std::unordered_set<Object*> seen;
-        for (size_t i = 0; i < owners.size(); i++)
-            if (!seen.insert(owners[i]).second) is_repeat.resize(owners.size()), is_repeat[i] = true;
+        has_repeats = std::unordered_set<Object*>(owners.begin(), owners.end()).size() < owners.size();
     }
 };
 
@@ -265,41 +261,38 @@ namespace {
 // Of each parameter, in this order; null where its format has no use for one.
 enum Written { PARAM, FIRST, SECOND, MAXIMUM, EXTRA, COUNT, GRADIENT, PER_PARAM };
 
-// What is gathered, with what C++ must hold of torch: the others see Gathered.
+// What is gathered, with what is torch's of it: the others see Gathered.
 struct Held : Gathered {
     double step = 0;
-    std::vector<TensorImpl*> impls;                    // PER_PARAM of each parameter
-    std::vector<c10::intrusive_ptr<TensorImpl>> kept;  // the same, held from call to call
+    std::vector<TensorImpl*> impls;  // PER_PARAM of each parameter
+    std::vector<double> sums;        // of squares, if they were asked for
+    const char* problem = nullptr;
 
-    void write_step(size_t t) const {
-        TensorImpl* const counter = impls[t * PER_PARAM + COUNT];
-        *static_cast<float*>(counter->mutable_data()) = static_cast<float>(step);
+    // Gives the newest parameter its step count, and all that its step writes to another version.
+    void count(bool zero_grad) const {
+        TensorImpl* const* const of = impls.data() + impls.size() - PER_PARAM;
+        *static_cast<float*>(of[COUNT]->mutable_data()) = static_cast<float>(step);
+        for (size_t n = 0; n < (zero_grad ? PER_PARAM : GRADIENT); n++) count_write(of[n]);
     }
-    // Versions and step count of a parameter; the gradient's too if it is zeroed.
-    void count(size_t t, bool zero_grad) const {
-        write_step(t);
-        for (size_t n = 0; n < (zero_grad ? PER_PARAM : GRADIENT); n++) count_write(impls[t * PER_PARAM + n]);
-    }
-    // Whether what was gathered is still where it was.
-    bool is_unchanged(size_t t) const {
-        const Streams& s = streams[t];
-        const void* const expected[] = {s.param, s.exp_avg, s.exp_avg_sq, s.peak, s.extra, nullptr, s.grad};
-        for (size_t n = 0; n < PER_PARAM; n++) {
-            TensorImpl* const impl = impls[t * PER_PARAM + n];
-            const View view(impl);
-            if (impl && (!view.is_ordinary || (n != COUNT && (view.data != expected[n] || view.numel != numels[t])))) return false;
-            if (n == COUNT && view.numel != 1) return false;
+
+    // Does `work` to the tensors from the `first` on: without the GIL where it takes longer than Python's threads wait for each
+    // other anyway. What is read and written is held then, and stays though a tensor is given other memory.
+    template <class Work>
+    void with_memory(size_t first, Work work) {
+        int64_t total = 0;
+        for (size_t t = first; t < numels.size(); t++) total += numels[t];
+        if (total < LONG) {
+            problem = work();
+            return;
         }
-        return true;
-    }
-    // The memory of the tensors from the `first` on: held, it stays though a tensor is given other memory.
-    std::vector<c10::Storage> memory(size_t first) const {
-        std::vector<c10::Storage> storages;
-        storages.reserve(impls.size() - first * PER_PARAM);
+        std::vector<c10::Storage> memory;
         for (size_t n = first * PER_PARAM; n < impls.size(); n++)
-            if (impls[n]) storages.push_back(impls[n]->storage());
-        return storages;
+            if (impls[n]) memory.push_back(impls[n]->storage());
+        void* const thread = PyEval_SaveThread();
+        problem = work();
+        PyEval_RestoreThread(thread);
     }
+    static constexpr int64_t LONG = 1 << 21;  // elements
 };
 
 // Adds a parameter; false if it is not ordinary.
@@ -377,19 +370,6 @@ void set_keys(Held& of, uint64_t seed, uint64_t first) {
     }
 }
 
-// Calls `work` without the GIL; what it writes to is held meanwhile.
-template <class Work>
-auto without_gil(Work work) {
-    void* const thread = PyEval_SaveThread();
-    const auto result = work();
-    PyEval_RestoreThread(thread);
-    return result;
-}
-
-constexpr const char* CHANGED =
-    "FusedAdamW: a parameter, gradient or moment was given other memory while its step was under way, by another thread or a hook; "
-    "let the step end first";
-
 }  // namespace
 
 // What outlives a fork is the calling thread alone.
@@ -410,12 +390,13 @@ EXPORT void thawline_release_trail(Trail* trail) { delete trail; }
 // Before the gathering of a step; returns whether a parameter is named twice.
 EXPORT int thawline_follow(Trail* trail, Object* params) {
     trail->follow(params);
-    return !trail->is_repeat.empty();
+    return trail->has_repeats;
 }
 
 // Takes the parameters at `positions`, None for all, that are on the kind of device asked for and whose count is one less than
-// `step`; appends the positions of what is not ordinary to `rest`. `cursor` walks `states` from group to group. With `ahead` all
-// that is taken is stepped and counted when this returns, the first of them while others are gathered. Null: out of memory.
+// `step`; appends the positions of what is not ordinary to `rest`. `cursor` walks `states` from group to group. With `ahead` what
+// is taken is stepped and counted, the first of it while others are gathered; without, its gradients' squares are summed.
+// `trail` follows `params`. Null: out of memory.
 EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* states, double step, bool is_amsgrad, Object* rest,
                                  Object* names, Object* types, ssize_t* cursor, bool is_on_cuda, Trail* trail, const Ahead* ahead) {
     Held* const to = new Held;
@@ -424,7 +405,7 @@ EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* stat
     const Python python(names, types);
     States states_of{states, cursor};
     const bool takes_all = positions == python.types[NONE];
-    const ssize_t count = takes_all ? PyList_Size(params) : PyList_Size(positions);
+    const ssize_t count = PyList_Size(takes_all ? params : positions);
     to->positions.reserve(count);
     to->streams.reserve(count);  // so that they stay where they are while another thread reads them
     to->numels.reserve(count);
@@ -441,10 +422,9 @@ EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* stat
         Object* const state = states_of.of(owner);
         TensorImpl* const grad = is_plain ? grad_of(impl_of(owner)) : nullptr;
         if (is_plain && !grad) return;
-        const bool is_first = trail->is_repeat.empty() || !trail->is_repeat[i];
-        if (is_plain && is_first && add(*to, owner, grad, state, is_amsgrad, python, trail->stops[i])) {
+        if (is_plain && add(*to, owner, grad, state, is_amsgrad, python, trail->stops[i])) {
             to->positions.push_back(i);
-            if (ahead) to->count(to->numels.size() - 1, ahead->options.zeroes_grad);
+            if (ahead) to->count(ahead->options.zeroes_grad);
         } else {
             Object* const position = PyLong_FromSsize_t(i);
             PyList_Append(rest, position);
@@ -466,46 +446,22 @@ EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* stat
         side_by_side(gather_all, [&] { ahead->behind(*to, ready, is_complete, ahead->scalars, ahead->options); });
     else gather_all();
     if (is_out_of_memory) return delete to, nullptr;
-    if (!ahead) {
-        to->kept.reserve(to->impls.size());
-        for (TensorImpl* impl : to->impls)
-            if (impl) to->kept.push_back(c10::intrusive_ptr<TensorImpl>::reclaim_copy(impl));
-        return to;
-    }
-    set_keys(*to, ahead->seed, ahead->first);
-    if (to->num_stepped < static_cast<int64_t>(to->streams.size())) {
-        const std::vector<c10::Storage> memory = to->memory(to->num_stepped);
-        without_gil([&] { return thawline_step(to, &ahead->scalars, ahead->options.is_accurate, ahead->options.zeroes_grad); });
+    if (ahead) {
+        set_keys(*to, ahead->seed, ahead->first);
+        const auto step_rest = [&] { return thawline_step(to, &ahead->scalars, ahead->options.is_accurate, ahead->options.zeroes_grad); };
+        if (to->num_stepped < static_cast<int64_t>(to->streams.size())) to->with_memory(to->num_stepped, step_rest);
+    } else {
+        size_t num_sums = 0;
+        for (int64_t numel : to->numels) num_sums += (numel + NORM_CHUNK - 1) / NORM_CHUNK;
+        to->sums.resize(num_sums);
+        to->with_memory(0, [&] { return thawline_sums_of_squares(to, to->sums.data()); });
     }
     return to;
 }
 
-EXPORT int64_t thawline_gathered(const Gathered* from) { return static_cast<int64_t>(from->streams.size()); }
+// Of what was gathered, numbers alone: its pointers may lead nowhere by now.
+EXPORT int64_t thawline_gathered(const Gathered* from) { return static_cast<int64_t>(from->numels.size()); }
+EXPORT int64_t thawline_num_sums(const Gathered* from) { return static_cast<int64_t>(static_cast<const Held*>(from)->sums.size()); }
+EXPORT const double* thawline_sums(const Gathered* from) { return static_cast<const Held*>(from)->sums.data(); }
+EXPORT const char* thawline_problem(const Gathered* from) { return static_cast<const Held*>(from)->problem; }
 EXPORT void thawline_release(Gathered* from) { delete static_cast<Held*>(from); }
-EXPORT void thawline_set_keys(Gathered* of, uint64_t seed, uint64_t first) { set_keys(*static_cast<Held*>(of), seed, first); }
-
-// Steps and counts what was gathered; null, or what went wrong.
-EXPORT const char* thawline_update(Gathered* gathered, const Scalars* scalars, bool is_accurate, bool zero_grad) {
-    const Held& of = *static_cast<Held*>(gathered);
-    for (size_t t = 0; t < of.streams.size(); t++)
-        if (!of.is_unchanged(t)) return CHANGED;
-    const std::vector<c10::Storage> memory = of.memory(0);
-    const char* const problem = without_gil([&] { return thawline_step(gathered, scalars, is_accurate, zero_grad); });
-    for (size_t t = 0; !problem && t < of.streams.size(); t++) of.count(t, zero_grad);
-    return problem;
-}
-
-EXPORT int64_t thawline_num_sums(const Gathered* from) {
-    int64_t count = 0;
-    for (int64_t numel : from->numels) count += (numel + NORM_CHUNK - 1) / NORM_CHUNK;
-    return count;
-}
-
-// Sums of squares of the gradients, one for each chunk; null, or what went wrong.
-EXPORT const char* thawline_measure(const Gathered* gathered, double* out) {
-    const Held& of = *static_cast<const Held*>(gathered);
-    for (size_t t = 0; t < of.streams.size(); t++)
-        if (!of.is_unchanged(t)) return CHANGED;
-    const std::vector<c10::Storage> memory = of.memory(0);
-    return without_gil([&] { return thawline_sums_of_squares(gathered, out); });
-}
