@@ -118,16 +118,16 @@ def test_users_mistakes_show_no_traceback(tmp_path: Path) -> None:
 
 
 def test_a_mistake_that_the_first_rank_finds_is_told_once(tmp_path: Path) -> None:
-    """It looks at the data, with the ranks there already: its words come whole, and no folder is left."""
+    """It looks at the model, with the ranks there already: its words come whole, and no folder is left."""
     (tmp_path / "rows.csv").write_text("text,label\na,b\nc,d\n")
     file = recipe(tmp_path, [{"name": "head", "train": ["haed"], "steps": 1}],
-                  data={"source": "csv", "files": "rows.csv", "columns": {"text": "txet"}})  # fmt: skip
+                  data={"source": "csv", "files": "rows.csv"})  # fmt: skip
     ended = thawline("run", str(file), "--ranks", "2", cwd=tmp_path)
     assert ended.returncode == 2
     lines = ended.stderr.splitlines()
     assert lines[0].startswith(f"thawline: {file}:"), ended.stderr
-    assert "data.columns.text: no column 'txet' in" in lines[0]
-    assert len([line for line in lines if "data.columns.text" in line]) == 1
+    assert "stages.head.train: pattern 'haed' matches no parameter" in lines[0]
+    assert len([line for line in lines if "'haed'" in line]) == 1
     assert "Traceback" not in ended.stderr
     assert not list((tmp_path / "runs").iterdir())
 
