@@ -81,6 +81,7 @@ def claim_run(
     run = RunDir(run_dir or RUNS / recipe.name)
     if _holds(run, recipe):
         return _claimed(run, ranks)
+    run.require_possible()
     cluster = _cluster(ranks, from_environment=False)
     oversubscription.require_room(cluster, host_limits.available_bytes(), f"--ranks {ranks}")
     is_folder_new = not run.path.exists()
@@ -137,6 +138,7 @@ def open_run(recipe_path: Path, overrides: Sequence[str] = (), run_dir: Path | N
     run = RunDir(run_dir or RUNS / recipe.name)
     if _holds(run, recipe):
         return _reopened(run, None, from_environment=True)
+    run.require_possible()
     hub_access.stay_offline_if_unreachable(recipe)
     from launcher import survey  # imports torch, transformers and datasets
 
