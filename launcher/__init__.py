@@ -12,7 +12,7 @@ The modules, in the order to read them; a name with a slash is a folder, whose o
     session      is a run new, unfinished, or another recipe's (run_lock: only one plans it)
     launch       starts the ranks, forwards signals, ends them together; orphans makes them die with it
     worker       one rank, from plan to exit code
-    walk         from stage to stage
+    walk         from stage to stage; seen_rows says at its start what the model will see
     train        the loop; the file to read first if you only read one
     stages       what thaws, and the proof afterwards
     schedule     the learning rate as a function of the step; optim builds the optimizer

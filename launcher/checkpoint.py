@@ -26,6 +26,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from launcher.distributed import Runtime
+from launcher.divergence import Course
 from launcher.errors import UserError
 from launcher.run_dir import CheckpointName, RunDir, parse_checkpoint, sync_folder, write_atomic
 
@@ -66,6 +67,10 @@ class Position(BaseModel):
     """The newest evaluation."""
     had_gradient: list[str] = []
     """Parameters that have had a gradient other than zero in this stage."""
+    slight: dict[str, tuple[float, float]] = {}
+    """Of these, the ones that no update must have moved yet: largest update and gradient; see `gradient_witness`."""
+    course: Course = Course()
+    """How the loss of this stage went."""
 
 
 @dataclass(frozen=True)

@@ -109,13 +109,15 @@ def run_on_nodes(
 def logs(
     run: Run,
     rank: Annotated[int | None, typer.Option(min=0, help="What this rank wrote; default how the run went.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run has ended.")] = False,
+    is_all: Annotated[bool, typer.Option("--all", help="Every launch of the run, not the newest alone.")] = False,
 ) -> None:
-    """Print a run's newest log: of its job and first node, of the launch, or of one rank."""
+    """Print what a run's newest launch wrote: how the run went, or one rank's log."""
     from launcher import run_logs
     from launcher.run_dir import RunDir
 
-    for text in run_logs.follow(RunDir(run), rank) if follow else run_logs.read(RunDir(run), rank):
+    read = run_logs.follow if follow else run_logs.read
+    for text in read(RunDir(run), rank, is_all=is_all):
         sys.stdout.write(text)
         sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""What the first rank shows: a progress bar with rich on a terminal, plain lines anywhere else.
+"""What the first rank shows: a progress bar with rich on a terminal, plain lines anywhere else and in its log.
 
 Owns the text. Called by `tracking` alone; everything it prints can be found again in ``metrics.jsonl``.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -33,19 +33,51 @@ class Console(Protocol):
     def stage_finished(self) -> None: ...
 
 
-def open_console() -> Console:
-    """Bars when stdout is a terminal, lines otherwise."""
-    return BarConsole() if sys.stdout.isatty() else LineConsole()
+def open_console(*, has_log: bool = False) -> Console:
+    """Bars when stdout is a terminal, lines otherwise. ``has_log``: stderr is the rank's log, and has the lines too."""
+    shown: Console = BarConsole() if sys.stdout.isatty() else LineConsole(sys.stdout)
+    return Consoles([shown, LineConsole(sys.stderr, has_time=True)]) if has_log else shown
+
+
+def encodable(text: str, stream: TextIO) -> str:
+    """The text, with escapes for what the stream's encoding lacks: a label's name must not end a run."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+class Consoles:
+    """Several, each told everything."""
+
+    def __init__(self, consoles: Sequence[Console]) -> None:
+        self._consoles = consoles
+
+    def say(self, text: str) -> None:
+        for console in self._consoles:
+            console.say(text)
+
+    def stage_started(self, stage: str, step: int, steps: int) -> None:
+        for console in self._consoles:
+            console.stage_started(stage, step, steps)
+
+    def trained(self, step: int, loss: float, samples_per_second: float, eta_s: float | None) -> None:
+        for console in self._consoles:
+            console.trained(step, loss, samples_per_second, eta_s)
+
+    def stage_finished(self) -> None:
+        for console in self._consoles:
+            console.stage_finished()
 
 
 class LineConsole:
-    """Plain lines, each flushed."""
+    """Plain lines, each flushed; ``has_time``: each begins with the time, as a log's do."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO, *, has_time: bool = False) -> None:
+        self._stream, self._has_time = stream, has_time
         self._stage, self._steps, self._is_first, self._printed = "", 0, True, 0.0
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        at = time.strftime("%Y-%m-%d %H:%M:%S ") if self._has_time else ""
+        print(at + encodable(text, self._stream), file=self._stream, flush=True)
 
     def stage_started(self, stage: str, step: int, steps: int) -> None:
         self._stage, self._steps, self._is_first = stage, steps, True
@@ -73,7 +105,7 @@ class BarConsole:
         self._task = TaskID(0)
 
     def say(self, text: str) -> None:
-        self._rich.print(Text(text))
+        self._rich.print(Text(encodable(text, sys.stdout)))
 
     def stage_started(self, stage: str, step: int, steps: int) -> None:
         columns = (

@@ -44,10 +44,10 @@ def facts(recipe: Recipe, recipe_dir: Path, problems: list[Problem]) -> DataFact
     """
     import pyarrow  # here, so that a recipe that is wrong by itself is told before this is imported
 
-    from launcher import data
+    from launcher.data.checking import load_checked
 
     try:
-        return data.load(recipe.data, recipe.task, recipe_dir).facts()
+        return load_checked(recipe.data, recipe.task, recipe_dir).facts()
     except UserError as error:
         problems.append(as_problem(error, "data"))
         return None

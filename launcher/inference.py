@@ -6,7 +6,9 @@ figure they print is the exported model's own. One process, on the GPU if there 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,19 @@ import torch
 from torch import nn
 
 from launcher import data, hub_access, prediction_inputs, tasks
+from launcher.data import bad_rows, media_check
 from launcher.data.batches import evaluation_batches
-from launcher.errors import UserError
+from launcher.errors import DataError, UserError
 from launcher.evaluation import evaluate as measure
 from launcher.export import load_export
 from launcher.plan import RunPlan
 from launcher.plan.saved import read_plan
 from launcher.recipe import ImageClassification
+from launcher.recipe.data import Data
 from launcher.run_dir import RunDir
 from launcher.tasks import BoundTask
 
+log = logging.getLogger(__name__)
 ROWS_AT_ONCE = 32
 
 
@@ -37,7 +42,7 @@ def evaluate(run_dir: RunDir, split: str = "validation") -> dict[str, float]:
     module, task = _loaded(run_dir, plan)
     recipe = plan.recipe
     hub_access.stay_offline_if_unreachable(recipe)
-    splits = data.load(recipe.data, recipe.task, Path(plan.recipe_dir))
+    splits = data.load(recipe.data, recipe.task, Path(plan.recipe_dir), plan.data.skipped)
     if found := splits.facts().differences(plan.data):
         raise UserError(
             f"the data is not what the run was planned with: {'; '.join(found)}; restore it to evaluate on it"
@@ -51,24 +56,59 @@ def evaluate(run_dir: RunDir, split: str = "validation") -> dict[str, float]:
     return measure(lambda inputs: _logits(module(**inputs)), batches, task, _device())
 
 
-def predict(run_dir: RunDir, inputs: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The exported model's answer to each input: a text, each text of a file, or for an image task a path.
+@dataclass(frozen=True)
+class Predictions:
+    """The answers to some inputs, computed as they are asked for."""
+
+    columns: list[str]
+    """All columns that the inputs' files have of their own."""
+    answers: Iterator[tuple[dict[str, Any], dict[str, Any]]]
+    """Each answer, and the columns of its input's file."""
+
+
+def predict(run_dir: RunDir, inputs: Sequence[str]) -> Predictions:
+    """The exported model's answer to each input: a text or each text of a file; an image, each of a folder or a table.
 
     Raises:
         UserError: the run has exported nothing yet, or an input cannot be read.
     """
     plan = read_plan(run_dir)
     if isinstance(plan.recipe.task, ImageClassification):
-        rows = prediction_inputs.image_rows(inputs)
+        rows = _sound(prediction_inputs.image_rows(inputs, plan.recipe.data), plan.recipe.data)
     else:
         is_pair = "text_pair" in plan.data.columns
         rows = prediction_inputs.text_rows(inputs, plan.recipe.data, is_pair=is_pair)
-    module, task = _loaded(run_dir, plan)
+    columns = list(dict.fromkeys(name for row in rows for name in row[prediction_inputs.OWN]))
+    return Predictions(columns, _answers(rows, *_loaded(run_dir, plan)))
+
+
+def _sound(rows: list[dict[str, Any]], data_settings: Data) -> list[dict[str, Any]]:
+    """The rows whose image can be decoded; all are looked at before the first answer.
+
+    Raises:
+        DataError: there are others, and the run's recipe does not say ``on_bad_row: skip``.
+    """
+    found = media_check.damaged_values([row["image"] for row in rows], [row["id"] for row in rows])
+    lines = "\n".join(f"  {rows[place]['id']}: {why}" for place, why in list(found.items())[: bad_rows.NAMED])
+    said = f"{len(found):,} of {len(rows):,} images cannot be read:\n{lines}"
+    if len(found) > bad_rows.NAMED:
+        said += f"\n  … and {len(found) - bad_rows.NAMED:,} more"
+    if found and (data_settings.on_bad_row == "error" or len(found) == len(rows)):
+        raise DataError(f"{said}\nrepair them, or leave them out of what you ask for")
+    if found:
+        log.warning("%s\nthey have no answer, since the run's recipe says data.on_bad_row: skip", said)
+    return [row for place, row in enumerate(rows) if place not in found]
+
+
+def _answers(
+    rows: list[dict[str, Any]], module: nn.Module, task: BoundTask
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     for begin in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[begin : begin + ROWS_AT_ONCE]
         batch = task.collate(task.encode_rows(some, augment_seeds=None), [1.0] * len(some)).to(_device())
         with torch.no_grad():
-            yield from task.decode(_logits(module(**batch.model_inputs)), batch)
+            answers = task.decode(_logits(module(**batch.model_inputs)), batch)
+        yield from zip(answers, (row[prediction_inputs.OWN] for row in some), strict=True)
 
 
 def _loaded(run_dir: RunDir, plan: RunPlan) -> tuple[nn.Module, BoundTask]:

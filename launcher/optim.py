@@ -100,6 +100,11 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> float
     return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
+def clipped_share(max_norm: float | None, norm: float) -> float:
+    """What clipping to ``max_norm`` multiplied a gradient of that norm by."""
+    return 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))
+
+
 def clipped_step(optimizer: torch.optim.Optimizer, max_norm: float) -> float:
     """Clip by the global L2 norm of the gradient, and step; returns the norm before clipping.
 

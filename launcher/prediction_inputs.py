@@ -1,92 +1,178 @@
 """What stands after ``thawline predict RUN`` -> rows without labels.
 
-Owns which inputs are texts, which are files of texts and which are images. Refuses files that are not there or not
-read, and a lone text for a model of text pairs, before any model is loaded. Called by `inference`.
+Owns which inputs are texts, which are files of texts or of images' paths, which are images or folders of them, and the
+columns of a file that go beside its answers. Refuses files that are not there or not read, and a lone text for a model
+of text pairs, before any model is loaded. Called by `inference`.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.data.table_files import FORMATS, SUFFIXES, Dialect, Wanted
+import pyarrow as pa
+
+from launcher.data.image_files import files_under, is_image
+from launcher.data.json_files import json_rows
+from launcher.data.table_files import EVERY, FORMATS, SUFFIXES, Dialect, Table, Wanted
 from launcher.errors import DataError, UserError
 from launcher.recipe.data import Data, TableData
 
+log = logging.getLogger(__name__)
+OWN = "own"
+"""Key of a row under which the columns of its file are, by their own names."""
 
-def image_rows(inputs: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each path of an image, ``image`` and ``id``.
+
+# --- images -----------------------------------------------------------------------------------------------------------
+def image_rows(inputs: Sequence[str], data: Data) -> list[dict[str, Any]]:
+    """A row for each image: ``image``, ``id`` and `OWN`.
+
+    An input is the path of an image; a folder, whose images are taken at any depth; or a table with the column that
+    ``data.columns`` calls image, of paths that start beside the table or in the working folder, or of encoded images.
 
     Raises:
-        UserError: no such file.
+        UserError: no such file, or a folder without images.
+        DataError: a table cannot be read, lacks the column or an image.
     """
-    for given in inputs:
-        if not Path(given).is_file():
-            what = "is a folder; name its images" if Path(given).is_dir() else "does not exist"
-            raise UserError(f"image {given!r} {what}; paths start from the working folder, {Path.cwd()}")
-    return [{"image": given, "id": given} for given in inputs]
+    return [row for given in inputs for row in _images_of(given, data)]
 
 
+def _images_of(given: str, data: Data) -> list[dict[str, Any]]:
+    path = Path(given)
+    if path.is_dir():
+        return [{"image": str(file), "id": str(file), OWN: {}} for file in _images_under(path)]
+    if not path.is_file():
+        raise UserError(f"image {given!r} does not exist; paths start from the working folder, {Path.cwd()}")
+    if SUFFIXES.get(path.suffix.lower(), "text") == "text":
+        return [{"image": given, "id": given, OWN: {}}]
+    rows = _rows_of_table(path, data, ("image",))
+    return [row | {"image": _beside(row["image"], path)} for row in rows]
+
+
+def _images_under(folder: Path) -> list[Path]:
+    files = files_under(folder)
+    images = [path for path in files if is_image(path)]
+    if not images:
+        raise UserError(f"folder {str(folder)!r} holds no images; name one that does, or the images themselves")
+    if passed_over := len(files) - len(images):
+        log.warning("%s: %d files that are no images are passed over", folder, passed_over)
+    return images
+
+
+def _beside(image: Any, table: Path) -> Any:
+    """A path as it is when it leads to a file; else beside the table, where most tables have their images."""
+    if not isinstance(image, str) or Path(image).is_absolute():
+        return image
+    beside = table.parent / image
+    if beside.is_file() and Path(image).is_file() and not beside.samefile(image):
+        raise DataError(
+            f"{table}: {image!r} is two files, {beside} and {Path(image).absolute()}; run from the table's folder, or "
+            "write absolute paths"
+        )
+    return image if Path(image).is_file() else str(beside)
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
 def text_rows(inputs: Sequence[str], data: Data, *, is_pair: bool) -> list[dict[str, Any]]:
-    """A row for each text, or several for a file of texts: ``text``, perhaps ``text_pair``, and ``id``.
+    """A row for each text, or several for a file of texts: ``text``, perhaps ``text_pair``, ``id`` and `OWN`.
 
     A file is what is there and ends with one of `SUFFIXES`: .txt holds one text a line, the others have the columns
     that ``data.columns`` names, and ``data.encoding``.
 
     Raises:
-        UserError: something that looks like a file is not there, or a text has no second one for a model of pairs.
+        UserError: something that looks like a file is not there or is no table, or a text has no second one for a
+            model of pairs.
         DataError: a file cannot be read, lacks a column or a text.
     """
-    return [row for given in inputs for row in _rows_of(given, data, is_pair)]
+    return [row for given in inputs for row in _texts_of(given, data, is_pair)]
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # longer than a name may be
-        return False
-
-
-def _rows_of(given: str, data: Data, is_pair: bool) -> list[dict[str, Any]]:
-    path = Path(given)
-    is_file = _is_file(path)
-    if path.suffix.lower() in SUFFIXES and not any(map(str.isspace, given)) and not is_file:
+def _texts_of(given: str, data: Data, is_pair: bool) -> list[dict[str, Any]]:
+    path, is_there = Path(given), _is_there(given)
+    is_table = path.suffix.lower() in SUFFIXES
+    if is_there and path.is_dir():
+        raise UserError(f"{given!r} is a folder; name the files of texts in it ({' '.join(SUFFIXES)})")
+    if is_there and not is_table:
+        raise UserError(
+            f"{given!r} is a file, and its suffix tells no format ({' '.join(SUFFIXES)}); rename or convert it. "
+            "If it is meant as a text, put it into a .txt file"
+        )
+    if is_table and not is_there and not any(map(str.isspace, given)):
         raise UserError(
             f"{given!r} does not exist; paths start from the working folder, {Path.cwd()} (a text that ends with "
             f"{path.suffix} goes into a file of texts)"
         )
-    if path.suffix.lower() in SUFFIXES and is_file:
-        return _rows_of_file(path, data, is_pair)
+    if is_there:
+        if SUFFIXES[path.suffix.lower()] == "text" and is_pair:
+            raise UserError(
+                f"{path} holds one text a line, and the model was trained on pairs; give it a csv or JSON lines"
+            )
+        return _rows_of_table(path, data, ("text", "text_pair") if is_pair else ("text",))
     if is_pair:
         raise UserError(
             f"{given!r} is one text, and the model was trained on pairs; give it a file, csv or JSON lines, with "
             f"{_name(data, 'text')!r} and {_name(data, 'text_pair')!r}"
         )
-    return [{"text": given, "id": given}]
+    return [{"text": given, "id": given, OWN: {}}]
 
 
-def _rows_of_file(path: Path, data: Data, is_pair: bool) -> list[dict[str, Any]]:
+def _is_there(given: str) -> bool:
+    try:
+        return bool(given) and os.path.exists(given)
+    except ValueError:  # a null character
+        return False
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+def _rows_of_table(path: Path, data: Data, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The task's columns of each row, with what else the file has under `OWN`."""
     format_ = SUFFIXES[path.suffix.lower()]
-    if format_ == "text" and is_pair:
-        raise UserError(
-            f"{path} holds one text a line, and the model was trained on pairs; give it a csv or JSON lines"
-        )
-    names = {column: _name(data, column) for column in (("text", "text_pair") if is_pair else ("text",))}
-    if format_ == "text":
-        names = {"text": "text"}
+    names = {column: column if format_ == "text" else _name(data, column) for column in columns}
     encoding = data.encoding if isinstance(data, TableData) else "utf-8"
     wanted = [Wanted(name, f"data.columns.{key}") for key, name in names.items()]
-    table = FORMATS[format_](path, encoding, wanted, Dialect.of(data))
-    columns = {key: table.columns[name].to_pylist() for key, name in names.items()}
-    for key, values in columns.items():
-        wrong = [row for row, value in enumerate(values) if not isinstance(value, str)]
+    has_schema = format_ in ("csv", "parquet", "arrow")  # all cells of a column are alike, whether a task looks or not
+    table = FORMATS[format_](path, encoding, [*wanted, EVERY] if has_schema else wanted, Dialect.of(data))
+    values = {key: table.columns[name].to_pylist() for key, name in names.items()}
+    for key, cells in values.items():
+        kind, is_right = ("image", _is_image) if key == "image" else ("text", _is_text)
+        wrong = [row for row, cell in enumerate(cells) if not is_right(cell)]
         if wrong:
-            raise DataError(f"{path}: no text in column {names[key]!r} of {table.named(wrong)}; repair or remove them")
+            raise DataError(
+                f"{path}: no {kind} in column {names[key]!r} of {table.named(wrong)}; repair or remove them"
+            )
+    own = _own_columns(path, format_, encoding, table)
     return [
-        {**{key: columns[key][row] for key in columns}, "id": f"{path}:{row_id}"}
+        {**{key: cells[row] for key, cells in values.items()}, "id": f"{path}:{row_id}", OWN: own[row]}
         for row, row_id in enumerate(table.ids)
     ]
+
+
+def _own_columns(path: Path, format_: str, encoding: str, table: Table) -> list[dict[str, Any]]:
+    """All columns of each row as the file has them, but for encoded images."""
+    if format_ == "json":  # whose objects may differ in keys and types where no task looks
+        own: list[dict[str, Any]] = json_rows(path, encoding)
+    else:
+        columns = table.columns
+        own = columns.select([field.name for field in columns.schema if not _has_bytes(field.type)]).to_pylist()
+    assert len(own) == len(table.ids), f"{path}: {len(own)} and {len(table.ids)} rows"
+    return own
+
+
+def _has_bytes(type_: pa.DataType) -> bool:
+    if pa.types.is_nested(type_):
+        return any(_has_bytes(type_.field(index).type) for index in range(type_.num_fields))
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_fixed_size_binary(type_))
+
+
+def _is_text(cell: object) -> bool:
+    return isinstance(cell, str)
+
+
+def _is_image(cell: object) -> bool:
+    return isinstance(cell, (str, bytes, dict)) and bool(cell)
 
 
 def _name(data: Data, column: str) -> str:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
+from launcher import proof
 from launcher.errors import UserError
 from launcher.memory_record import MemoryRecord, read_all
 from launcher.plan import RunPlan, StagePlan, measured_time, micro_size
@@ -63,6 +64,8 @@ def _page(run: RunDir, status: Status, plan: RunPlan, records: list[Record]) -> 
         "<h2>Memory and time, predicted and measured</h2>",
         _table(["stage", "what", "predicted", "measured", "error"], _compared(plan, read_all(run), records)),
     ]  # fmt: skip
+    if warnings := proof.warnings(run, [stage.name for stage in plan.stages]):
+        body += ["<h2>Warnings</h2>", _table([], [[line] for line in warnings])]
     if events := micro_size.events(run):
         body += ["<h2>Events</h2>", _table([], [[event_words(event)] for event in events])]
     body += ["<h2>Curves</h2>", *_curves(plan, records)]
@@ -73,8 +76,8 @@ def _page(run: RunDir, status: Status, plan: RunPlan, records: list[Record]) -> 
 def _stage_row(run: RunDir, stage: StagePlan) -> list[str]:
     sharding, batch = stage.settings.sharding, stage.batch
     offload = f", offload {sharding.offload}" if sharding.offload != "none" else ""
-    proof = run.proof(stage.index, stage.name)
-    holds = {True: "holds", False: "fails"}[json.loads(proof.read_bytes())["holds"]] if proof.is_file() else ""
+    file = run.proof(stage.index, stage.name)
+    holds = {True: "holds", False: "fails"}[json.loads(file.read_bytes())["holds"]] if file.is_file() else ""
     return [
         stage.name, ", ".join(stage.settings.train), f"{stage.trainable:,}", f"{stage.frozen:,}",
         f"{sharding.strategy}{offload}{', checkpointed' * (stage.settings.gradient_checkpointing is True)}",

@@ -1,11 +1,13 @@
-"""What a run's newest launch wrote: which files, and their text as it grows.
+"""What a run's newest launch wrote, or all of them: which files, and their text as it grows.
 
-Owns the way from a run and a rank to its log, under ``thawline run`` and in a SLURM job alike. Reads files alone;
-whether a submitted run is over it asks `slurm.queue` too, since a job that waits in the queue writes nothing.
+Owns the way from a run and a rank to its log, under ``thawline run`` and in a SLURM job alike. On one machine all
+launches write to one file, each after a line of its own; in a SLURM job each has a folder. Reads files alone; whether a
+submitted run is over it asks `slurm.queue` too, since a job that waits in the queue writes nothing.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Iterator
@@ -17,26 +19,37 @@ from launcher.slurm import array, queue
 from launcher.status import ACTIVE, read_status
 
 FOLLOW_EVERY_S = 0.5
+LAUNCH = re.compile(rb"^== \d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4} rank \d+ of \d+; ", re.MULTILINE)
+"""How `rank_process` begins each launch in a rank's log."""
 
 
-def read(run: RunDir, rank: int | None = None) -> Iterator[str]:
+def read(run: RunDir, rank: int | None = None, *, is_all: bool = False) -> Iterator[str]:
     """The text that there is now, each file under its name where there are several.
+
+    Args:
+        is_all: of every launch, in their order, and not of the newest alone.
 
     Raises: UserError when there is no log yet, or none of that rank.
     """
-    found = [file for file in files(run, rank) if file.is_file()]
+    found = [file for file in (_all_files(run, rank) if is_all else files(run, rank)) if file.is_file()]
     if not found:
         raise UserError(_absent(run, rank))
     for file in found:
-        yield _title(file, len(found) > 1) + file.read_text(errors="replace")
+        text = _from(file, 0 if is_all else _newest_launch(file))
+        yield _title(file, len(found) > 1) + text.decode(errors="replace")
 
 
-def follow(run: RunDir, rank: int | None = None) -> Iterator[str]:
+def follow(run: RunDir, rank: int | None = None, *, is_all: bool = False) -> Iterator[str]:
     """The text that there is and what comes, of later attempts too, until the run has ended.
+
+    Args:
+        is_all: begin with the first launch that the newest file tells of, and not with the newest.
 
     Raises: UserError when the folder is no run's.
     """
     places: dict[Path, int] = {}
+    if not is_all:
+        places = {file: _newest_launch(file) for file in files(run, rank) if file.is_file()}
     last: Path | None = None
     follower = queue.Follower(run)
     if list(array.runs(run)):
@@ -65,6 +78,26 @@ def files(run: RunDir, rank: int | None = None) -> list[Path]:
         return [attempts[-1] / f"rank-{rank}.log"] if attempts else []
     nodes = sorted(attempts[-1].glob("node-*.log")) if attempts else []
     return [run.path / "slurm" / f"job-{job}.log", *(file for file in nodes if _is_first_node(file))]
+
+
+def _all_files(run: RunDir, rank: int | None) -> list[Path]:
+    """As `files`, of every launch; those over ssh and of earlier jobs too."""
+    jobs = sorted((run.path / "slurm").glob("job-*.log"), key=lambda file: file.stat().st_mtime) if rank is None else []
+    attempts = sorted(run.path.glob("slurm/*/attempt-*"), key=lambda path: (path.stat().st_ctime, _number(path)))
+    nodes = [
+        file
+        for attempt in attempts
+        for file in sorted(attempt.glob("node-*.log" if rank is None else f"rank-{rank}.log"))
+        if rank is not None or _is_first_node(file)
+    ]
+    name = run.log(rank or 0).name
+    over_ssh = [attempt / name for attempt in sorted((run.path / "nodes").glob("attempt-*"), key=_number)]
+    return [*jobs, *nodes, *over_ssh, run.log(rank or 0)]
+
+
+def _newest_launch(file: Path) -> int:
+    """Where in a rank's log the newest launch begins; 0 in a file that has no such lines."""
+    return max((found.start() for found in LAUNCH.finditer(file.read_bytes())), default=0)
 
 
 def _number(attempt: Path) -> int:

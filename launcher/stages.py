@@ -7,110 +7,19 @@ takes names from the plan and never decides itself what trains. Called by `hando
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from launcher.errors import TrainingFailed
+from launcher.gradient_witness import Pushes, Slight
 from launcher.models.parameter_names import named_parameters
 from launcher.plan import StagePlan
-
-MOST_NAMES = 8
-"""Names an error lists; the proof's file has them all."""
-
-
-class ParameterProof(BaseModel):
-    """What happened to one parameter."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    trained: bool
-    """Whether the stage was to train it."""
-    changed: bool
-    """Whether any bit differs from the stage's start."""
-    had_gradient: bool
-    """Whether it ever had a gradient other than zero."""
-
-
-class GroupProof(BaseModel):
-    """What happened to the parameters of one group of the plan, or to the frozen ones (``frozen``)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    pattern: str
-    trained: bool
-    parameters: int
-    """Tensors."""
-    changed: int
-    """Tensors of which any bit differs from the stage's start."""
-    bit_identical: int
-    """Tensors of which none does."""
-
-
-class Proof(BaseModel):
-    """What a stage did to every parameter; ``stages/SS-NAME/proof.json``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    index: int
-    stage: str
-    engine: dict[str, Any]
-    """The engine and its sharding as built."""
-    holds: bool
-    """Nothing frozen moved, and all that trained and had a gradient did."""
-    groups: list[GroupProof]
-    moved_though_frozen: list[str]
-    still_though_trained: list[str]
-    """They had a gradient and did not change."""
-    unused: list[str]
-    """To be trained, never a gradient: nothing in the forward pass leads from them to the loss."""
-    parameters: list[ParameterProof]
-
-    def raise_if_wrong(self) -> None:
-        """Fail the run if the proof does not hold.
-
-        Raises:
-            TrainingFailed: with the names of the parameters.
-        """
-        if self.moved_though_frozen:
-            raise TrainingFailed(
-                f"stage {self.stage}: {len(self.moved_though_frozen)} frozen parameters changed: "
-                f"{_shortened(self.moved_though_frozen)}; this is a defect of the engine {self.engine.get('engine')}: "
-                "please report it with the stage's proof.json"
-            )
-        if self.still_though_trained:
-            raise TrainingFailed(
-                f"stage {self.stage}: {len(self.still_though_trained)} parameters had a gradient and did not change: "
-                f"{_shortened(self.still_though_trained)}; the learning rate may be too small for their precision: "
-                "raise it, or leave them out of train"
-            )
-
-    def summary(self) -> dict[str, Any]:
-        """Counts for the log and the status."""
-        trained = [group for group in self.groups if group.trained]
-        return {
-            "trained": sum(group.parameters for group in trained),
-            "changed": sum(group.changed for group in trained),
-            "frozen": sum(group.parameters for group in self.groups if not group.trained),
-            "frozen_bit_identical": sum(group.bit_identical for group in self.groups if not group.trained),
-            "unused": len(self.unused),
-            "holds": self.holds,
-        }
-
-    def warning(self) -> str | None:
-        """What to tell the user although the proof holds: parameters that were to train and never had a gradient."""
-        if not self.unused:
-            return None
-        return (
-            f"stage {self.stage}: {len(self.unused)} parameters were to train and never had a gradient: "
-            f"{_shortened(self.unused)}; the model does not use them for this task"
-        )
+from launcher.plan.update_size import UpdateRule, half_unit
+from launcher.proof import MOST_NAMES, GroupProof, ParameterProof, Proof, SlightProof
 
 
 def apply(module: nn.Module, stage: StagePlan) -> None:
@@ -168,31 +77,57 @@ def digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(raw.numpy().data).hexdigest()
 
 
+def largest_values(
+    named_tensors: Iterable[tuple[str, torch.Tensor]], found: dict[str, float]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pass tensors on, and note the largest value of each without its sign; 0 of an empty one."""
+    for name, tensor in named_tensors:
+        is_number = tensor.numel() > 0 and tensor.is_floating_point()
+        low, high = torch.aminmax(tensor.detach()) if is_number else (torch.zeros(()), torch.zeros(()))
+        found[name] = float(torch.maximum(-low, high))
+        yield name, tensor
+
+
 def proof(
     stage: StagePlan,
     before: Mapping[str, str],
     after: Mapping[str, str],
-    had_gradient: AbstractSet[str],
+    pushes: Pushes,
     engine: Mapping[str, Any],
+    *,
+    largest: Mapping[str, float],
+    has_state: Callable[[], AbstractSet[str]],
+    diverged: str | None = None,
 ) -> Proof:
     """Compare every parameter's digest before and after a stage.
 
     Args:
         before, after: digests of all parameters, in model order, under the same names.
-        had_gradient: names of those that ever had a gradient other than zero, on any rank.
+        pushes: what pushed them, on all ranks.
         engine: engine and sharding as built.
+        largest: the largest value of each parameter, without its sign.
+        has_state: looks for the parameters that the optimizer holds state of, all of them where it needs none. What
+            had a gradient and has none was left out by the optimizer, however slightly it was pushed.
+        diverged: what to tell of the stage's loss, where it ran away.
     """
     if before.keys() != after.keys():
         raise AssertionError(f"parameters came or went: {sorted(before.keys() ^ after.keys())[:MOST_NAMES]}")
     trained = stage.trained_names
     parameters = [
         ParameterProof(
-            name=name, trained=name in trained, changed=before[name] != after[name], had_gradient=name in had_gradient
+            name=name, trained=name in trained, changed=before[name] != after[name],
+            had_gradient=name in pushes.had_gradient,
         )
         for name in before
-    ]
+    ]  # fmt: skip
     moved = [p.name for p in parameters if p.changed and not p.trained]
     still = [p.name for p in parameters if p.trained and p.had_gradient and not p.changed]
+    slight = [name for name in still if name in pushes.slight]
+    if any(pushes.slight[name][0] > 0.0 for name in slight):
+        stepped = has_state()
+        slight = [name for name in slight if name in stepped or pushes.slight[name][0] == 0.0]
+    still = [name for name in still if name not in slight]
+    rules = stage.update_rules()
     return Proof(
         index=stage.index,
         stage=stage.name,
@@ -202,8 +137,20 @@ def proof(
         moved_though_frozen=moved,
         still_though_trained=still,
         unused=[p.name for p in parameters if p.trained and not p.had_gradient],
+        too_slight=[_slight_proof(name, pushes.slight[name], rules[name], largest[name]) for name in slight],
+        diverged=diverged,
         parameters=parameters,
     )
+
+
+def _slight_proof(name: str, slight: Slight, rule: UpdateRule, largest: float) -> SlightProof:
+    update, gradient = slight
+    because: Literal["rate", "epsilon", "skipped"] = "rate"
+    if update == 0.0:
+        because = "skipped"
+    elif rule.is_below_epsilon(gradient):
+        because = "epsilon"
+    return SlightProof(name=name, because=because, update=update, gradient=gradient, half_unit=half_unit(largest))
 
 
 def _group_proofs(stage: StagePlan, parameters: list[ParameterProof]) -> list[GroupProof]:
@@ -222,8 +169,3 @@ def _group_proofs(stage: StagePlan, parameters: list[ParameterProof]) -> list[Gr
         )
         for pattern, is_trained, names in members
     ]
-
-
-def _shortened(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more

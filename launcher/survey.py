@@ -10,23 +10,29 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from launcher import data_survey, models, plan, stages, tasks
+from launcher import cpu_measurement, data, data_survey, models, phases, plan, stages, tasks
 from launcher.cluster import Cluster
 from launcher.costs.peak import Activations, NotCounted
+from launcher.data.checking import without
 from launcher.data_survey import as_problem, batch_problems, with_line
 from launcher.errors import EnvironmentProblem, Problem, RecipeError, UserError
 from launcher.models import activations, recompute
 from launcher.models.flops import FlopMeter
 from launcher.plan import assumed, fit, memory_plot, search, ways
 from launcher.plan.data_facts import DataFacts
-from launcher.plan.parameters import ModelFacts, groups
+from launcher.plan.parameters import ModelFacts, groups, select
 from launcher.recipe import Lora, Recipe
 from launcher.recipe.problems import Origins, unique
+from launcher.tasks import text_check
+from launcher.typical_length import TypicalLength
+
+ANY_LENGTH = TypicalLength([])
+"""Where no rows were looked at."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +130,17 @@ def _look(
 ) -> Survey:
     """``built`` is the recipe with the model that is looked at; ``assumptions`` is None where none may be made."""
     problems: list[Problem] = []
-    data_facts = data_facts or _data_facts(recipe, recipe_dir, problems, assumptions)
+    if data_facts is None:
+        phases.enter("reading data")
+        data_facts = _data_facts(recipe, recipe_dir, problems, assumptions)
+    phases.enter("planning")
     model_facts = _model_facts(built, recipe_dir, data_facts, problems)
-    processor = None
+    processor, task, lengths = None, None, ANY_LENGTH
     if model_facts and data_facts and built is recipe:
-        processor = _checked_processor(recipe, recipe_dir, data_facts.labels, problems)
+        processor, task = _checked_processor(recipe, recipe_dir, data_facts.labels, problems)
+        if task is not None and "text" in data_facts.columns and data_facts.digests:  # or it was assumed
+            data_facts, lengths = _texts(recipe, recipe_dir, data_facts, processor, task, problems)
+    cluster = cpu_measurement.measured(cluster)
     resolved: plan.RunPlan | None = None
     if model_facts and data_facts:
         try:
@@ -140,10 +152,12 @@ def _look(
     if problems or resolved is None:
         raise RecipeError(unique([with_line(problem, origins) for problem in problems]))
     assert model_facts, "a plan is resolved from them"
+    told = {"notes": task.notes() if task else [], "warnings": _untrained_head(resolved, built, model_facts)}
+    resolved = resolved.model_copy(update=told)
     module = models.outline(built.model, built.task, resolved.labels, recipe_dir)
     if refused := _checkpointing_problems(recipe, module):
         raise RecipeError([with_line(problem, origins) for problem in refused])
-    count = counter(built, module, cluster, processor)
+    count = counter(built, module, cluster, processor, lengths)
     labels = resolved.labels
 
     def adapted(lora: Lora) -> tuple[ModelFacts, fit.Count] | None:
@@ -153,18 +167,22 @@ def _look(
         except UserError:  # its layers have names that peft does not know, or it is torchvision's
             return None
         outline = models.outline(model, built.task, labels, recipe_dir)
-        return facts, counter(built, outline, cluster, processor)
+        return facts, counter(built, outline, cluster, processor, lengths)
 
     return Survey(search.with_memory(resolved, model_facts, count), model_facts, count, assumptions or [], adapted)
 
 
-def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fit.Count:
+def counter(
+    recipe: Recipe, module: Any, cluster: Cluster, processor: Any, lengths: TypicalLength = ANY_LENGTH
+) -> fit.Count:
     """What counts the activations of a stage, by a run of the model on fake tensors; remembers those that are alike.
 
-    ``module`` is the model's outline, which it changes.
+    ``module`` is the model's outline, which it changes. Memory is that of the longest texts, work that of the usual
+    ones, in proportion to ``lengths``.
     """
     found: dict[Any, Activations] = {}
     meter = FlopMeter()
+    config = getattr(module, "config", None)
 
     def count(stage: plan.StagePlan, length: int | None = None) -> Activations:
         settings, micro_size = stage.settings, stage.batch.micro_size
@@ -179,15 +197,16 @@ def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fi
                 raise NotCounted(refused)
             stages.apply(module, stage)
             stages.set_modes(module, stage)
-            found[key] = activations.count(
+            counted = activations.count(
                 module,
-                lambda: activations.inputs_of(recipe.task, processor, micro_size, tokens),
+                lambda: activations.inputs_of(recipe.task, processor, micro_size, tokens, config),
                 "cuda" if cluster.gpus_per_node else "cpu",
                 settings.precision,
                 is_cast=is_cast,
                 checkpoints=checkpoints,
                 meter=meter,
             )
+            found[key] = replace(counted, work=counted.work.times(lengths.share(micro_size, tokens)))
         return found[key]
 
     return count
@@ -224,6 +243,28 @@ def _data_facts(
         return facts
 
 
+def _texts(
+    recipe: Recipe, recipe_dir: Path, facts: DataFacts, processor: Any, task: tasks.BoundTask, problems: list[Problem]
+) -> tuple[DataFacts | None, TypicalLength]:
+    """The data's facts without the texts that the model cannot take, and how long the others are.
+
+    None, and a problem more, where such texts are refused.
+    """
+    try:
+        splits = data.load(recipe.data, recipe.task, recipe_dir, facts.skipped)
+        config = models.configuration(recipe.model, recipe.task, facts.labels, recipe_dir)
+        is_classified = recipe.task.kind == "text-classification"
+        length = recipe.data.max_length
+        found = text_check.bad_texts(splits.by_name(), processor, config, length, is_classified=is_classified)
+        if found:
+            splits = without(splits, found, recipe.data, "data.columns.text", text_check.WHAT)
+            facts = splits.facts()
+    except UserError as error:
+        problems.append(as_problem(error, "data"))
+        return None, ANY_LENGTH
+    return facts, _lengths(task, splits, problems) if not problems else ANY_LENGTH
+
+
 def _model_facts(
     recipe: Recipe, recipe_dir: Path, data_facts: DataFacts | None, problems: list[Problem]
 ) -> ModelFacts | None:
@@ -237,13 +278,36 @@ def _model_facts(
         return None
 
 
-def _checked_processor(recipe: Recipe, recipe_dir: Path, labels: list[str] | None, problems: list[Problem]) -> Any:
-    """The model's processor, if it and the number of positions fit the task; before any rank stumbles over it."""
+def _checked_processor(
+    recipe: Recipe, recipe_dir: Path, labels: list[str] | None, problems: list[Problem]
+) -> tuple[Any, tasks.BoundTask | None]:
+    """The model's processor and the task with it, if it and the number of positions fit; before any rank stumbles."""
     try:
         config = models.configuration(recipe.model, recipe.task, labels, recipe_dir)
         processor = models.processor(recipe.model, recipe.task, recipe_dir)
-        tasks.bind(recipe.task, recipe.data, processor, labels, config)
+        return processor, tasks.bind(recipe.task, recipe.data, processor, labels, config)
     except UserError as error:
         problems.append(as_problem(error, "model.source"))
-        return None
-    return processor
+        return None, None
+
+
+def _untrained_head(resolved: plan.RunPlan, built: Recipe, model_facts: ModelFacts) -> list[str]:
+    """A warning of a head that starts at random and stays so."""
+    head = select(["head"], model_facts)
+    if any(stage.trained_names.intersection(head) for stage in resolved.stages):
+        return []
+    model, recipe_dir = built.model, Path(resolved.recipe_dir)
+    if not models.is_head_new(model, built.task, resolved.labels, recipe_dir, model_facts.architecture):
+        return []
+    return [
+        f"the head ({', '.join(model_facts.head)}) is new and no stage trains it, so the model's answers stay random "
+        "ones; add head to a stage's train"
+    ]
+
+
+def _lengths(task: tasks.BoundTask, splits: data.Splits, problems: list[Problem]) -> TypicalLength:
+    try:
+        return TypicalLength.of(task, splits.train)
+    except UserError as error:  # a token for which the model has no embedding
+        problems.append(as_problem(error, "model.source"))
+        return ANY_LENGTH

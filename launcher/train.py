@@ -12,61 +12,30 @@ import logging
 import math
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
-from launcher import checkpoint, optim, schedule, stages
+from launcher import gradient_witness, optim, schedule, stages
 from launcher.backends import Engine, StepResult
-from launcher.checkpoint import Best, Position, Saved
-from launcher.cluster import ranks_vary
+from launcher.checkpoint import Best, Saved
 from launcher.data.batches import TrainingBatches, Window, evaluation_batches
 from launcher.distributed import running_statistics, seed_step
 from launcher.errors import UserError
 from launcher.evaluation import evaluate
 from launcher.gradient_witness import GradientWitness
-from launcher.handover import open_stage, write_model, write_optimizer
+from launcher.handover import open_stage
 from launcher.memory_meter import MemoryMeter
 from launcher.memory_told import memory_told
 from launcher.plan import StagePlan
 from launcher.plan.micro_size import smallest_micro_batch
+from launcher.progress import Meter, Progress
 from launcher.run import Run
-from launcher.run_dir import write_atomic
-from launcher.stage_errors import diverged, finite, refuse_diverged, stopped, untrainable
+from launcher.stage_end import finish_stage, save
+from launcher.stage_errors import diverged, refuse_diverged, stopped, untrainable
 
 log = logging.getLogger(__name__)
 MOST_SKIPPED = 40
 """fp16: from a loss scale of 2^16, so many halvings in a row leave nothing to scale."""
-
-
-@dataclass
-class Meter:
-    """Sums since the last line of metrics."""
-
-    loss: float = 0.0
-    size: float = 0.0
-    samples: float = 0.0
-    tokens: float = 0.0
-    seconds: float = 0.0
-
-    def add(self, loss: float, size: float, samples: float, tokens: float, seconds: float) -> None:
-        self.loss, self.size = self.loss + loss, self.size + size
-        self.samples, self.tokens, self.seconds = self.samples + samples, self.tokens + tokens, self.seconds + seconds
-
-
-@dataclass
-class Progress:
-    """How far the stage is; what a checkpoint's `Position` is made from."""
-
-    step: int
-    best: Best | None
-    metrics: dict[str, float]
-    had_gradient: set[str]
-    memory: MemoryMeter
-    skipped: int = 0
-    """Optimizer steps in a row that were not taken, because the gradient was not finite."""
-    meter: Meter = field(default_factory=Meter)
 
 
 def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) -> Saved:
@@ -77,23 +46,21 @@ def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) 
         StoppedEarly, Interrupted: asked to stop; a checkpoint has been written.
     """
     memory = MemoryMeter(stage, run.runtime)
+    run.tracker.building()
     engine = open_stage(run, stage, start)
-    log.info("stage %s: %s", stage.name, engine.describe())
-    before = run.agree_on_digests(stages.digests(engine.parameters()))
+    built = (f"{name.replace('_', ' ')} {value}" for name, value in engine.describe().items())
+    log.info("stage %s: %s", stage.name, ", ".join(built))
+    largest: dict[str, float] = {}
+    before = run.agree_on_digests(stages.digests(stages.largest_values(engine.parameters(), largest)))
     position = resume.position if resume else start.position
     if resume and resume.position.ranks == run.runtime.ranks:
         engine.load(resume.engine)
     elif resume:
         engine.close()
         engine = open_stage(run, stage, resume, carry=True)
-    progress = Progress(
-        step=resume.position.step if resume else 0,
-        best=position.best if stage.settings.evaluate.best else None,  # without one, the last weights are exported
-        metrics=resume.position.metrics if resume else {},  # an earlier stage's are of other weights
-        had_gradient=set(resume.position.had_gradient) if resume else set(),
-        memory=memory,
-    )
-    witness = GradientWitness(engine.module, progress.had_gradient)
+    best = position.best if stage.settings.evaluate.best else None  # without one, the last weights are exported
+    progress = Progress.at(resume.position, best, memory) if resume else Progress(best=best, memory=memory)
+    witness = gradient_witness.of_stage(engine.module, stage, progress.pushes, largest)
     stages.set_modes(engine.module, stage)
     require_rows_for_norms(run, stage, engine)
     run.tracker.stage_started(stage, progress.step)
@@ -105,8 +72,8 @@ def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) 
     with closing(iter(windows)) as ahead:
         for window in ahead:
             with memory_told(stage, "step"):
-                train_step(run, stage, engine, window, progress)
-            witness.settle()
+                train_step(run, stage, engine, window, progress, witness)
+            run.tracker.stepped()
             after_step(run, stage, engine, start, progress)
     end = finish_stage(run, stage, engine, start, before, progress)
     engine.close()
@@ -128,7 +95,9 @@ def require_rows_for_norms(run: Run, stage: StagePlan, engine: Engine) -> None:
         )
 
 
-def train_step(run: Run, stage: StagePlan, engine: Engine, window: Window, progress: Progress) -> None:
+def train_step(
+    run: Run, stage: StagePlan, engine: Engine, window: Window, progress: Progress, witness: GradientWitness
+) -> None:
     """One optimizer step over a window of ``accumulation`` micro-batches.
 
     The loss is the sum over the window's samples (or tokens) of all ranks, divided by their number, however they are
@@ -147,9 +116,8 @@ def train_step(run: Run, stage: StagePlan, engine: Engine, window: Window, progr
     if stop:
         run.stop.is_agreed = True
     seed_step(settings.seed, stage.index, progress.step, runtime.rank)
-    learning_rate = optim.set_learning_rates(
-        engine.optimizer, schedule.factor_at(settings.schedule, progress.step, stage.steps)
-    )
+    factor = schedule.factor_at(settings.schedule, progress.step, stage.steps)
+    learning_rate = optim.set_learning_rates(engine.optimizer, factor)
     loss_sum = torch.zeros((), device=runtime.device)
     for number, batch in enumerate(window.micro, start=1):
         on_device = batch.to(runtime.device)
@@ -164,18 +132,31 @@ def train_step(run: Run, stage: StagePlan, engine: Engine, window: Window, progr
     [loss_total] = runtime.sum(float(loss_sum))
     if not math.isfinite(loss_total):
         raise diverged(run, stage, window, progress.step + 1, f"the loss is {loss_total / size}")
+    loss_scale = engine.loss_scale()
     result: StepResult = engine.step()
     progress.memory.after_step(engine)
     is_taken = result.taken and math.isfinite(result.grad_norm)
+    witness.settle(
+        factor, optim.clipped_share(settings.clip_grad_norm, result.grad_norm) / loss_scale, is_taken=is_taken
+    )
     progress.skipped = 0 if is_taken else progress.skipped + 1
     # fp16 skips a step now and then while it looks for a loss scale; it halves the scale each time.
     if progress.skipped > (MOST_SKIPPED if engine.scales_loss else 0):
         raise diverged(run, stage, window, progress.step + 1, f"the gradient's norm is {result.grad_norm}")
     runtime.average_buffers(engine.module)
     progress.step += 1
+    follow_loss(run, stage, progress, loss_total / size)
     progress.meter.add(loss_total, size, samples, tokens, time.perf_counter() - began)
     if progress.step % run.plan.recipe.tracking.log_every == 0 or progress.step == stage.steps:
         report_training(run, stage, progress, learning_rate, result.grad_norm)
+
+
+def follow_loss(run: Run, stage: StagePlan, progress: Progress, loss: float) -> None:
+    """Say once that the loss has run away; the stage goes on, since nothing says that it will not come back."""
+    before = progress.course
+    progress.course = before.after(progress.step, stage.steps, loss, run.task.random_loss)
+    if progress.course.diverged_at != before.diverged_at:
+        run.tracker.say(f"warning: {progress.course.warning(stage.name, run.task.random_loss)}")
 
 
 def after_step(run: Run, stage: StagePlan, engine: Engine, start: Saved, progress: Progress) -> None:
@@ -220,65 +201,6 @@ def measure(run: Run, stage: StagePlan, engine: Engine, progress: Progress) -> b
     name = run.run_dir.checkpoint(stage.index, stage.name, progress.step).name
     progress.best = Best(metric=metric, value=value, checkpoint=name, metrics=progress.metrics)
     return True
-
-
-def finish_stage(
-    run: Run, stage: StagePlan, engine: Engine, start: Saved, before: dict[str, str], progress: Progress
-) -> Saved:
-    """Prove what changed and what did not, and write the stage's end."""
-    after = run.agree_on_digests(stages.digests(finite(run, stage, engine.parameters())))
-    had_gradient = {name for names in run.runtime.gather(sorted(progress.had_gradient)) for name in names}
-    proof = stages.proof(stage, before, after, had_gradient, engine.describe())
-    if run.runtime.is_first:
-        run.run_dir.stage(stage.index, stage.name).mkdir(parents=True, exist_ok=True)
-        write_atomic(run.run_dir.proof(stage.index, stage.name), proof.model_dump_json(indent=1))
-    progress.memory.write(run.run_dir)
-    proof.raise_if_wrong()
-    if warning := proof.warning():
-        run.tracker.say(warning)
-    saved = save(run, stage, engine, start, progress, with_engine=False, with_model=True)
-    counts = proof.summary()
-    run.tracker.stage_finished(
-        stage,
-        f"{counts['changed']} of {counts['trained']} trained parameters changed, "
-        f"{counts['frozen_bit_identical']} of {counts['frozen']} frozen ones are bit-identical",
-    )
-    return saved
-
-
-def save(
-    run: Run, stage: StagePlan, engine: Engine, start: Saved, progress: Progress, *, with_engine: bool, with_model: bool
-) -> Saved:
-    """Write a checkpoint and delete those that are no longer needed."""
-    is_end = progress.step == stage.steps
-    had_gradient = {name for names in run.runtime.gather(sorted(progress.had_gradient)) for name in names}
-    is_for_any_ranks = with_engine and ranks_vary()  # the engine's own files are for as many ranks as wrote them
-    position = Position(
-        stage_index=stage.index,
-        stage=stage.name,
-        step=progress.step,
-        is_stage_end=is_end,
-        ranks=run.runtime.ranks,
-        best=progress.best,
-        metrics=progress.metrics,
-        had_gradient=sorted(had_gradient),
-    )
-
-    def write_parts(folder: Path) -> None:
-        if with_engine:
-            engine.save(folder / "engine")
-        if with_model or is_for_any_ranks:
-            write_model(run, stage, engine, start, folder / "model")
-        if is_for_any_ranks or (is_end and run.carries_into(stage.index + 1)):
-            write_optimizer(run, stage, engine, folder / "optimizer")
-
-    saved = checkpoint.write(run.run_dir, run.runtime, position, write_parts)
-    if run.runtime.is_first:
-        keep = stage.settings.checkpoint.keep
-        protected = {start.folder.name, saved.folder.name} | checkpoint.bests(run.run_dir, keep)
-        checkpoint.retain(run.run_dir, keep, protected)
-    run.tracker.checkpointed(saved.folder.name, progress.step)
-    return saved
 
 
 def report_training(run: Run, stage: StagePlan, progress: Progress, learning_rate: float, grad_norm: float) -> None:

@@ -23,13 +23,17 @@ from launcher import (
     hub_access,
     models,
     nvme,
+    phases,
+    proof,
+    seen_rows,
     session,
     split_stages,
     tasks,
 )
 from launcher.checkpoint import Best, Position, Saved
+from launcher.data import bad_rows, checking
 from launcher.distributed import Runtime
-from launcher.errors import EnvironmentProblem, FollowsFirst, UserError
+from launcher.errors import DataError, EnvironmentProblem, FollowsFirst, UserError
 from launcher.memory_told import memory_told
 from launcher.models.on_disk import widened
 from launcher.models.weights import named_state, write_weights
@@ -106,12 +110,14 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
     # All ranks or none, or they might read other versions.
     if any(runtime.gather(hub_access.is_offline() or hub_access.is_lost(recipe))):
         hub_access.go_offline()
-    splits = data.load(recipe.data, recipe.task, recipe_dir)
+    phases.enter("reading data")
+    splits = data.load(recipe.data, recipe.task, recipe_dir, plan.data.skipped)
     if found := splits.facts().differences(plan.data):
         raise UserError(
             f"the data is not what was planned: {'; '.join(found)}; "
             "restore it, or choose another --run-dir to plan anew"
         )
+    phases.enter("building")
     processor = models.processor(recipe.model, recipe.task, recipe_dir)
     config = models.configuration(recipe.model, recipe.task, plan.labels, recipe_dir)
     task = tasks.bind(recipe.task, recipe.data, processor, plan.labels, config)
@@ -119,14 +125,24 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
         checkpoint.clear_unfinished(run_dir)
     damaged: list[str] = []
     saved = runtime.made_by_first(lambda: checkpoint.newest(run_dir, damaged.append))
+    if saved and (broken := runtime.made_by_first(lambda: checking.damaged(splits))):
+        # What broke since the run was planned is named now, and not when its turn comes.
+        raise DataError(bad_rows.broken_since(broken, run_dir.going_on()))
     resumed_from = (saved.position.stage_index, saved.position.step) if saved else None
     tracker = open_tracker(run_dir, plan, runtime.is_first, resumed_from)
     run = Run(plan, run_dir, runtime, splits, task, tracker, stop)
     with tracker, _nothing_left(swapped, run):
+        for line in seen_rows.told(splits, task, processor, plan):  # on every rank: all read the row, or none
+            tracker.say(line)
         for line in damaged:
             tracker.say(line)
+        for line in plan.warnings:
+            tracker.say(f"warning: {line}")
+        if plan.data.skipped:
+            tracker.say(f"{len(plan.data.skipped):,} bad rows are left out; {run_dir.skipped} says which and why")
         if narrow := free_space.warning(plan, run_dir):
             tracker.say(narrow)
+        require_proven(run, saved)
         last = train_stages(run, saved or first_checkpoint(run))
         # However long it takes: the export of a large model is written for longer than a collective waits.
         runtime.made_by_first(lambda: end(run, last, processor))
@@ -168,6 +184,23 @@ def first_checkpoint(run: Run) -> Saved:
         run.runtime.made_by_first(lambda: write(folder))
 
     return checkpoint.write(run.run_dir, run.runtime, position, write_parts)
+
+
+def require_proven(run: Run, saved: Saved | None) -> None:
+    """Do not build on a stage whose proof does not hold, whoever starts the ranks again; see `Proof.raise_if_wrong`.
+
+    Raises:
+        TrainingFailed: as at the stage's end, unless the user has accepted it since.
+    """
+    if saved is None or not saved.position.is_stage_end:
+        return
+    at = saved.position
+    found = proof.read(run.run_dir, at.stage_index, at.stage) if run.runtime.is_first else None
+    found = run.runtime.broadcast(found)
+    if found is not None:
+        found.raise_if_wrong(saved.folder.name, run.run_dir)
+        if not found.holds:
+            run.tracker.say(f"warning: {found.warnings()[0]}")
 
 
 def train_stages(run: Run, saved: Saved) -> Saved:
@@ -217,7 +250,8 @@ def finish(run: Run, last: Saved, processor: object) -> None:
     if last.position.best and not best:
         run.tracker.say(f"the best checkpoint, {last.position.best.checkpoint}, is damaged: the last is exported")
     metrics = best.metrics if best else last.position.metrics
-    export.export(run.plan, source / "model", run.run_dir.model, processor, metrics, best)
+    written = run.run_dir.recipe.read_text(encoding="utf-8")
+    export.export(run.plan, source / "model", run.run_dir.model, processor, metrics, best, written)
     has_adapters = run.plan.model.lora is not None
     if has_adapters and (why := adapter_folder.write(run.plan, source / "model", run.run_dir.adapter)):
         run.tracker.say(f"there is no adapter/, and model/ has them merged: {why}")
@@ -233,7 +267,7 @@ def chosen(run_dir: RunDir, last: Saved) -> tuple[Path, Best | None]:
 
 
 def summary(run: Run, metrics: dict[str, float], best: Best | None) -> str:
-    """The run's last line: its metric against the majority class, and where the model is."""
+    """The run's last line: its metric against the majority class, where the model is, and what casts doubt on it."""
     parts = []
     name = best.metric if best else next((n for n in ("accuracy", "perplexity", "loss") if n in metrics), None)
     if name is not None:
@@ -243,4 +277,5 @@ def summary(run: Run, metrics: dict[str, float], best: Best | None) -> str:
         named = "" if name == "accuracy" else f"accuracy {accuracy:.4f}, "
         parts.append(f"{named}majority class {majority:.4f} ({accuracy - majority:+.4f})")
     parts.append(f"model: {run.run_dir.model}")
-    return "; ".join(parts)
+    found = proof.verdicts(run.run_dir, [stage.name for stage in run.plan.stages])
+    return "; ".join([*parts, *(f"warning: {line}" for line in found)])

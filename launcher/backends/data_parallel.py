@@ -142,6 +142,9 @@ class DataParallelEngine(Engine):
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(grad_norm=norm, taken=math.isfinite(norm))
 
+    def loss_scale(self) -> float:
+        return 1.0 if self.scaler is None else float(self.scaler.get_scale())
+
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, parameter in named_parameters(self.module):
             has_master = self.is_cast and parameter.requires_grad

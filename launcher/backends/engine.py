@@ -79,6 +79,10 @@ class Engine(ABC):
     def step(self) -> StepResult:
         """Clip, step, and clear the gradients."""
 
+    def loss_scale(self) -> float:
+        """What the gradients of the step to come are multiplied by; 1 without fp16's loss scaling. Not collective."""
+        return 1.0
+
     @abstractmethod
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Each parameter, whole, on every rank, in module order: fp32 masters of those that train, live bits of the

@@ -176,6 +176,9 @@ class ZeroEngine(Engine):
         grad_norm = float("inf") if overflow or norm is None else float(norm)
         return StepResult(grad_norm=grad_norm, taken=not overflow)
 
+    def loss_scale(self) -> float:
+        return float(self.engine.optimizer.loss_scale) if self.scales_loss else 1.0
+
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, parameter in named_parameters(self.module):
             if parameter.requires_grad and (self.stage.zero_stage == 3 or self.dtype != torch.float32):

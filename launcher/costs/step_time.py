@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
+from launcher.costs.cpu_speed import CpuSpeed
 from launcher.costs.gpu_kinds import SUPPOSED, GpuKind, find
 from launcher.costs.memory import FP32_BYTES, Sharding
 
@@ -44,6 +45,12 @@ NVME_BANDWIDTH = 3.0e9
 LOOPBACK = 2.0e9
 """Between CPU ranks, bytes a second of each: gloo over the loopback; assumed."""
 
+UNCHECKED = "unknown on this hardware; use it to compare settings"
+CHECKED = {("H100", "bf16"): "8% on H100 in bf16 (docs/memory.md)"}
+"""(GPU, precision) -> how far estimates were off where a measurement of whole steps stands in docs/memory.md."""
+CPU_ERROR = "up to 40% on CPU ranks (docs/memory.md)"
+"""By `python -m benchmarks.step_time`, whose table stands in docs/memory.md."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -55,10 +62,14 @@ class Work:
     """Of that, what gradient checkpointing computes a second time."""
     kernels: int = 0
     """Operators of the forward and the backward, whatever the size of the micro-batch."""
+    moved: float = 0.0
+    """Bytes that operators other than products read and write, forward and backward."""
 
     def times(self, factor: float) -> Work:
         """Of a micro-batch this many times as large."""
-        return Work(factor * self.forward, factor * self.backward, factor * self.again, self.kernels)
+        return Work(
+            factor * self.forward, factor * self.backward, factor * self.again, self.kernels, factor * self.moved
+        )
 
 
 NO_WORK = Work()
@@ -77,6 +88,11 @@ class Machine:
     nvme: float
     launch_s: float
     assumptions: tuple[str, ...]
+    error: str = UNCHECKED
+    """How far the estimate was off where it was compared with a measurement."""
+    moves: float | None = None
+    """Bytes a second of operators that are no products, where their time, the products' and the launches' add up: on a
+    CPU that was measured. None: products alone count, or the launches where they take longer."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +123,23 @@ class StepTime(BaseModel):
     offload: float
     """Between the device and the host, and between the host and the node's own disk."""
     assumptions: list[str]
+    error: str = UNCHECKED
+    """See `Machine.error`."""
 
 
 def machine(
-    precision: str, *, nodes: int, ranks_per_node: int, gpu_kind: str | None, on_gpu: bool, threads: int
-) -> Machine:
+    precision: str, *, nodes: int, ranks_per_node: int, gpu_kind: str | None, on_gpu: bool, threads: int,
+    cpu_speed: CpuSpeed | None = None,
+) -> Machine:  # fmt: skip
     """The hardware of a rank.
 
     Args:
         gpu_kind: product name; one that the table does not have is taken to be an A100.
         threads: of a CPU rank.
+        cpu_speed: of the CPUs, where it was measured.
     """
+    if not on_gpu and cpu_speed is not None:
+        return _measured_cpu(cpu_speed, ranks_per_node)
     if not on_gpu:
         share = HOST_BANDWIDTH / ranks_per_node / 8  # a small machine's two channels instead of a server's sixteen
         told = f"{CPU_FLOPS_PER_THREAD / 1e9:.0f} GFLOP/s on each of {threads} threads a rank"
@@ -139,6 +161,21 @@ def machine(
         flops=peak * REACHED[precision], memory=kind.bandwidth, link=link * LINK_REACHED,
         pcie=kind.pcie * LINK_REACHED, host=HOST_BANDWIDTH / ranks_per_node,
         nvme=NVME_BANDWIDTH / ranks_per_node, launch_s=LAUNCH_S, assumptions=tuple(assumptions),
+        error=CHECKED.get((kind.name, precision), UNCHECKED) if known else UNCHECKED,
+    )  # fmt: skip
+
+
+def _measured_cpu(speed: CpuSpeed, ranks_per_node: int) -> Machine:
+    """A rank's share of what the CPUs of its node were measured to reach."""
+    bandwidth = speed.bandwidth / ranks_per_node
+    told = (
+        f"{speed.flops / 1e9:.3g} GFLOP/s of products, {speed.bandwidth / 1e9:.3g} GB/s and "
+        f"{speed.launch_s * 1e6:.2g} µs an operator, measured on this machine's CPU"
+    )
+    return Machine(
+        flops=speed.flops / ranks_per_node, memory=bandwidth, link=LOOPBACK, pcie=bandwidth, host=bandwidth,
+        nvme=NVME_BANDWIDTH / ranks_per_node, launch_s=speed.launch_s, assumptions=(told,), error=CPU_ERROR,
+        moves=bandwidth,
     )  # fmt: skip
 
 
@@ -149,7 +186,10 @@ def _node_link(kind: GpuKind) -> float:
 def step_time(work: Work, sharding: Sharding, load: Load, accumulation: int, machine: Machine) -> StepTime:
     """Seconds of an optimizer step of ``accumulation`` micro-batches of ``work`` each."""
     launches = work.kernels * machine.launch_s + load.tensors * HOOKS_S[sharding.zero_stage]
-    compute = max((work.forward + work.backward) / machine.flops, launches)
+    products = (work.forward + work.backward) / machine.flops
+    compute = max(products, launches)
+    if machine.moves is not None:
+        compute = products + work.moved / machine.moves + launches
     compute += cast_bytes(sharding, load) / machine.memory
     again = work.again / machine.flops
     gradients, gathered, updated = (num_bytes / machine.link for num_bytes in link_bytes(sharding, load))
@@ -174,7 +214,7 @@ def step_time(work: Work, sharding: Sharding, load: Load, accumulation: int, mac
         "optimizer": stepping,
         "offload": offload,
     }
-    return StepTime(seconds=sum(parts.values()), assumptions=assumptions, **parts)
+    return StepTime(seconds=sum(parts.values()), assumptions=assumptions, error=machine.error, **parts)
 
 
 def link_bytes(sharding: Sharding, load: Load) -> tuple[float, float, float]:

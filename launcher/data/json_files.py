@@ -29,8 +29,7 @@ def read_json(path: Path, encoding: str, wanted: list[Wanted]) -> Table:
     Raises:
         DataError: with the line or the row of what is not JSON, no object, or of another type than the rows before.
     """
-    text = utf8(path, encoding).decode("utf-8")
-    rows = _array(text, path) if text.lstrip().startswith("[") else _lines(text, path)
+    rows = json_rows(path, encoding)
     strange = next((number for number, row in enumerate(rows) if not isinstance(row, dict)), None)
     if strange is not None:
         value = str(rows[strange])[:40]
@@ -41,6 +40,17 @@ def read_json(path: Path, encoding: str, wanted: list[Wanted]) -> Table:
     there = present(wanted, names, str(path), _nested(rows))
     columns = pa.table({name: _column(name, [row.get(name) for row in rows], path) for name in there})
     return Table(columns, row_numbers(len(rows)), str(path))
+
+
+def json_rows(path: Path, encoding: str) -> list[Any]:
+    """The rows as the file has them, whatever they are.
+
+    Raises:
+        DataError: with the line of what is not JSON.
+    """
+    text = utf8(path, encoding).decode("utf-8")
+    found: list[Any] = _array(text, path) if text.lstrip().startswith("[") else _lines(text, path)
+    return found
 
 
 def _array(text: str, path: Path) -> Any:

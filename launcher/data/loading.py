@@ -8,7 +8,7 @@ touches no global random generator. Called by `survey`, `walk` and `inference`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from launcher.data import bad_rows
 from launcher.data.labels import label_ids
 from launcher.data.rows import Rows, is_bytes, is_text
 from launcher.data.sampling import sample
 from launcher.data.sources import read
 from launcher.data.table import Table, Wanted
 from launcher.errors import DataError
-from launcher.plan.data_facts import DataFacts
+from launcher.plan.data_facts import DataFacts, SkippedRow
 from launcher.recipe import Task
-from launcher.recipe.data import Data, ImageFolderData
+from launcher.recipe.data import Data, HubData
 
 Indices = npt.NDArray[np.int64]
 
@@ -50,6 +51,46 @@ class Splits:
     test: Rows | None
     labels: list[str] | None
     """Label names in the order of their ids; None for tasks without labels."""
+    skipped: tuple[SkippedRow, ...] = ()
+    """What ``data.on_bad_row: skip`` left out; an ``index`` counts as if none were."""
+
+    def by_name(self) -> dict[str, Rows]:
+        """The splits there are, train first."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: rows for name, rows in splits.items() if rows is not None}
+
+    def without(self, rows: Sequence[SkippedRow]) -> Splits:
+        """These splits without some more rows; ``index`` counts in them as they are.
+
+        Raises:
+            DataError: a split, or a label of the training split, has no other rows.
+        """
+        left, skipped = {}, list(self.skipped)
+        for name, split in self.by_name().items():
+            out = {row.index: row for row in rows if row.split == name and row.index is not None}
+            # What is out already counts too, so that a list of rows means the same whenever it is applied.
+            before = [row.index for row in self.skipped if row.split == name and row.index is not None]
+            places = np.delete(np.arange(len(split) + len(before)), np.array(before, np.int64))
+            skipped += [row.model_copy(update={"index": int(places[index])}) for index, row in out.items()]
+            left[name] = split.without(list(out))
+            if not len(left[name]):
+                first = bad_rows.named(next(iter(out.values())))
+                raise DataError(f"split {name}: all of its {len(split)} rows are bad; {first}")
+        self._check_labels_left(left["train"])
+        return Splits(left["train"], left.get("validation"), left.get("test"), self.labels, tuple(skipped))
+
+    def _check_labels_left(self, train: Rows) -> None:
+        if self.labels is None:
+            return
+        before, after = (
+            np.bincount(rows.table["label"].to_numpy(), minlength=len(self.labels)) for rows in (self.train, train)
+        )
+        gone = np.flatnonzero((before > 0) & (after == 0))
+        if len(gone):
+            number = int(gone[0])
+            raise DataError(
+                f"label {self.labels[number]!r}: all of its {before[number]} training rows are bad; repair some of them"
+            )
 
     def facts(self) -> DataFacts:
         """What the plan needs to know."""
@@ -60,7 +101,8 @@ class Splits:
             labels=self.labels,
             majority=self._majority(),
             columns=self.train.columns,
-            digests=[split.digest() for split in (self.train, self.validation, self.test) if split is not None],
+            digests=[split.digest() for split in self.by_name().values()],
+            skipped=list(self.skipped),
         )
 
     def _majority(self) -> float | None:
@@ -70,8 +112,8 @@ class Splits:
         return float(counts.max() / counts.sum())
 
 
-def load(data: Data, task: Task, recipe_dir: Path) -> Splits:
-    """Read the data, check every row, and split it.
+def load(data: Data, task: Task, recipe_dir: Path, skipped: Sequence[SkippedRow] = ()) -> Splits:
+    """Read the data, check every row, and split it; ``skipped`` is what the plan left out of the splits.
 
     In this order: dedupe, limit, split. Where the data names its own splits, dedupe also drops training rows whose
     value stands in validation or test, the limit holds for each split, and only a missing validation split is cut off
@@ -87,7 +129,7 @@ def load(data: Data, task: Task, recipe_dir: Path) -> Splits:
     for split, table in tables.items():
         if not table.columns.num_rows:
             raise DataError(f"split {split} has no rows: {table.where}; give it rows, or leave the split out")
-        _check_values(table, data, task)
+    tables, empty = _with_values(tables, data, task)
     names: list[str] | None = None
     ids: dict[str, Indices | None] = dict.fromkeys(tables)
     if task.kind != "causal-lm":
@@ -106,7 +148,15 @@ def load(data: Data, task: Task, recipe_dir: Path) -> Splits:
         split: Rows(_columns(tables[split], data, task, ids[split], recipe_dir).take(pa.array(kept)))
         for split, kept in keep.items()
     }
-    return Splits(rows["train"], rows.get("validation"), rows.get("test"), names)
+    splits = Splits(rows["train"], rows.get("validation"), rows.get("test"), names, tuple(empty))
+    there = [row for row in skipped if row.index is not None and _is_there(splits, row)]
+    return splits.without(there) if there else splits
+
+
+def _is_there(splits: Splits, row: SkippedRow) -> bool:
+    """Whether the row that was left out is where it was; else the data has changed, and its facts will say so."""
+    rows = splits.by_name().get(row.split)
+    return rows is not None and row.index is not None and row.index < len(rows) and rows.name(row.index) == row.row
 
 
 # --- columns ----------------------------------------------------------------------------------------------------------
@@ -147,7 +197,7 @@ def _columns(table: Table, data: Data, task: Task, ids: Indices | None, recipe_d
         elif name in table.columns.column_names:
             columns[column] = table.columns[name].combine_chunks()
     image = columns.get("image")
-    if image is not None and is_text(image.type) and not isinstance(data, ImageFolderData):
+    if image is not None and is_text(image.type) and isinstance(data, HubData):
         columns["image"] = pa.array([str(recipe_dir / path) for path in image.to_pylist()], pa.large_string())
     return pa.table({**columns, "id": pa.array(table.ids, pa.large_string())})
 
@@ -181,8 +231,32 @@ def _is_utf8(cell: bytes) -> bool:
     return True
 
 
-def _check_values(table: Table, data: Data, task: Task) -> None:
-    """No null and no empty text in any column; texts are texts."""
+def _with_values(tables: dict[str, Table], data: Data, task: Task) -> tuple[dict[str, Table], list[SkippedRow]]:
+    """The tables without the rows that have no value in a column, where the recipe leaves them out; and those rows.
+
+    Raises:
+        DataError: there are some, and the recipe leaves out none or fewer.
+    """
+    found: list[SkippedRow] = []
+    left = {}
+    for split, table in tables.items():
+        empty = _check_values(table, data, task)
+        found += [SkippedRow(split=split, index=None, row=table.ids[row], why=why) for row, why in empty.items()]
+        left[split] = table.without(list(empty)) if empty else table
+    bad_rows.settle(found, sum(map(len, (table.ids for table in tables.values()))), data, "data.columns: empty cells")
+    for split, table in left.items():
+        if not len(table.ids):
+            raise DataError(f"split {split}: all rows of {table.where} are bad; fill in their empty cells")
+    return left, found
+
+
+def _check_values(table: Table, data: Data, task: Task) -> dict[int, str]:
+    """Rows with a null or an empty text in a column, and why; none of them where such a row is an error.
+
+    Raises:
+        DataError: there is one, and ``data.on_bad_row`` is error; or texts are none.
+    """
+    found: dict[int, str] = {}
     for wanted in _wanted(data, task):
         if wanted.name not in table.columns.column_names:
             continue
@@ -193,12 +267,14 @@ def _check_values(table: Table, data: Data, task: Task) -> None:
         missing = pc.is_null(column, nan_is_null=True)
         empty = pc.or_kleene(missing, pc.equal(column, "")) if has_texts else missing
         bad = np.flatnonzero(empty.to_numpy())
-        if len(bad):
-            what = "empty or NaN" if pa.types.is_floating(column.type) else "empty"
+        what = "empty or NaN" if pa.types.is_floating(column.type) else "empty"
+        if len(bad) and data.on_bad_row == "error":
             raise DataError(
                 f"{wanted.key}: column {wanted.name!r} of {table.where} is {what} in {table.named(bad)}; "
-                "fill it in, or leave these rows out"
+                "fill it in, or leave these rows out with data.on_bad_row: skip"
             )
+        found |= {int(row): f"column {wanted.name!r} of {table.where} is {what}" for row in bad}
+    return dict(sorted(found.items()))
 
 
 # --- dedupe, limit, split ---------------------------------------------------------------------------------------------

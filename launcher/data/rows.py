@@ -35,6 +35,17 @@ class Rows:
         rows: list[dict[str, Any]] = self.table.take(pa.array(np.asarray(indices, dtype=np.int64))).to_pylist()
         return rows
 
+    def name(self, index: int) -> str:
+        """What a row is called in a message."""
+        return str(self.table["id"][index].as_py())
+
+    def without(self, indices: Sequence[int]) -> Rows:
+        """The other rows, in their order."""
+        if not indices:
+            return self
+        kept = np.delete(np.arange(len(self)), np.array(indices, np.int64))
+        return Rows(self.table.take(pa.array(kept)))
+
     def digest(self) -> str:
         """sha256 of all values in their order, in hex; of images that lie in files, of what the rows are called.
 

@@ -1,6 +1,7 @@
 """Files, folders and hub datasets -> one table for each split, untouched.
 
-Owns what a source is made of: lists of files (read by `table_files`), folders of images, datasets of the hub. It does
+Owns what a source is made of: lists of files (read by `table_files`), folders of images (by `image_folders`),
+datasets of the hub. It does
 not know what a label is: renaming, ids and splitting are `data`'s. Tables are in memory; a hub dataset is mapped from
 its cache. Called by `data`.
 """
@@ -15,14 +16,15 @@ import pyarrow as pa
 
 from launcher import hub_access
 from launcher.data.class_names import alike, refuse_others
+from launcher.data.image_files import with_image_paths
+from launcher.data.image_folders import read_folders
 from launcher.data.table import Table, Wanted, plain, present, row_numbers
 from launcher.data.table_files import FORMATS, SUFFIXES, Dialect
 from launcher.errors import DataError, EnvironmentProblem
-from launcher.file_locations import existing_path, matching_files
+from launcher.file_locations import matching_files
 from launcher.recipe.data import Files, HubData, ImageFolderData, TableData
 
 SPLITS = ("train", "validation", "test")
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def read(data: TableData | ImageFolderData | HubData, wanted: list[Wanted], recipe_dir: Path) -> dict[str, Table]:
@@ -35,10 +37,9 @@ def read(data: TableData | ImageFolderData | HubData, wanted: list[Wanted], reci
     if isinstance(data, HubData):
         return _read_hub(data, wanted)
     if isinstance(data, ImageFolderData):
-        folders = _image_folders(data.files, recipe_dir)
-        return {split: _read_images(paths, wanted) for split, paths in folders.items()}
+        return read_folders(data, wanted, recipe_dir)
     return {
-        split: _read_files(_files(files, key, recipe_dir), data, wanted)
+        split: _read_files(_files(files, key, recipe_dir), data, wanted, recipe_dir)
         for split, (files, key) in _by_split(data.files).items()
     }
 
@@ -64,9 +65,10 @@ def _files(entries: list[str], key: str, recipe_dir: Path) -> list[Path]:
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
-def _read_files(paths: list[Path], data: TableData, wanted: list[Wanted]) -> Table:
+def _read_files(paths: list[Path], data: TableData, wanted: list[Wanted], recipe_dir: Path) -> Table:
     dialect = Dialect.of(data)
     tables = [FORMATS[_format(data.source, path)](path, data.encoding, wanted, dialect) for path in paths]
+    tables = [with_image_paths(table, path, wanted, recipe_dir) for table, path in zip(tables, paths, strict=True)]
     if len(tables) == 1:
         return tables[0]
     tables, class_names = alike(tables)
@@ -89,59 +91,6 @@ def _format(source: str, path: Path) -> str:
             f"data.files: {path}: the suffix {path.suffix!r} tells no format; data.source package knows "
             f"{', '.join(SUFFIXES)}; name the format as data.source instead"
         ) from None
-
-
-# --- folders of images ------------------------------------------------------------------------------------------------
-def _image_folders(files: Files, recipe_dir: Path) -> dict[str, list[Path]]:
-    """Split -> folders that hold one folder a label."""
-    if isinstance(files, dict) or not isinstance(files, str):
-        return {
-            split: [_folder(entry, recipe_dir, key) for entry in entries]
-            for split, (entries, key) in _by_split(files).items()
-        }
-    root = _folder(files, recipe_dir, "data.files")
-    names = [path.name for path in _visible(root) if path.is_dir()]
-    if "train" not in names:
-        return {"train": [root]}
-    strange = [name for name in names if name not in SPLITS]
-    if strange:
-        raise DataError(
-            f"data.files: {root} has train/ and beside it {strange[0]}/, which is no split; the splits are "
-            f"{', '.join(SPLITS)}; or name each: files: {{train: {files}/train, validation: {files}/{strange[0]}}}"
-        )
-    return {split: [root / split] for split in SPLITS if split in names}
-
-
-def _folder(text: str, recipe_dir: Path, key: str) -> Path:
-    path = existing_path(text, recipe_dir, key)
-    if not path.is_dir():
-        raise DataError(f"{key}: {text!r} is a file; source imagefolder needs a folder with one folder a label")
-    return path
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _read_images(folders: list[Path], wanted: list[Wanted]) -> Table:
-    """Columns ``image`` (the file's path) and ``label`` (its folder's name); ids are LABEL/FILE. Hidden files pass."""
-    rows: list[tuple[str, str, str]] = []
-    for folder in folders:
-        for label in _visible(folder):
-            if not label.is_dir():
-                raise DataError(f"{label}: a file where folders of images are needed, one a label; move it away")
-            for path in sorted(label.rglob("*")):
-                if path.is_dir() or path.name.startswith("."):
-                    continue
-                if path.suffix.lower() not in IMAGE_SUFFIXES:
-                    raise DataError(f"{path} is no image; move it away (images: {' '.join(sorted(IMAGE_SUFFIXES))})")
-                rows.append((str(path), label.name, str(path.relative_to(folder))))
-    where = str(folders[0])
-    if not rows:
-        raise DataError(f"{where} holds no images; one folder a label is needed, with the images in it")
-    there = present(wanted, ["image", "label"], where)
-    values = {"image": [row[0] for row in rows], "label": [row[1] for row in rows]}
-    return Table(pa.table({name: values[name] for name in there}), [row[2] for row in rows], where)
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------

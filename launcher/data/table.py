@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,12 @@ class Table:
     class_names: dict[str, list[str]] = field(default_factory=dict)
     """Column of class ids -> the names that the data itself gives them."""
 
+    def without(self, rows: Sequence[int]) -> Table:
+        """The table without some of its rows."""
+        kept = np.delete(np.arange(len(self.ids)), np.array(rows, np.int64))
+        columns = self.columns.take(pa.array(kept))
+        return replace(self, columns=columns, ids=[self.ids[row] for row in kept])
+
     def named(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> str:
         """Rows in words: ``2 rows (counted from 0): 4, 17``."""
         shown = ", ".join(self.ids[row] for row in rows[:ROWS_NAMED])
@@ -51,6 +57,10 @@ class Table:
         plural = "s" if len(rows) > 1 else ""
         counted = " (counted from 0)" if self.ids[rows[0]].rpartition(":")[2].isdigit() else ""
         return f"{len(rows)} row{plural}{counted}: {shown}{more}"
+
+
+EVERY = Wanted("", "", is_required=False)
+"""Wanted beside others: all that have a name, and one that no other has."""
 
 
 def present(wanted: list[Wanted], there: list[str], where: str, advice: str = "") -> list[str]:
@@ -73,9 +83,11 @@ def present(wanted: list[Wanted], there: list[str], where: str, advice: str = ""
                 f"{column.key}: no column {column.name!r} in {where}; {hint}it has: "
                 f"{', '.join(repr(name) for name in there if name) or 'no column with a name'}"
             )
-        if there.count(column.name) > 1:
+        if column is not EVERY and there.count(column.name) > 1:
             raise DataError(f"{column.key}: {where} names {column.name!r} twice; rename one of the two columns")
-    return list(dict.fromkeys(column.name for column in wanted if column.name in there))
+    others = [name for name in there if name and there.count(name) == 1] if EVERY in wanted else []
+    named = [column.name for column in wanted if column is not EVERY and column.name in there]
+    return list(dict.fromkeys([*named, *others]))
 
 
 def row_numbers(num_rows: int) -> list[str]:

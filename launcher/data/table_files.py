@@ -17,11 +17,11 @@ import pyarrow.parquet
 from launcher.data.class_names import class_names
 from launcher.data.csv_files import AS_SUFFIX, Dialect, read_csv
 from launcher.data.json_files import read_json
-from launcher.data.table import Table, Wanted, plain, present, row_numbers
+from launcher.data.table import EVERY, Table, Wanted, plain, present, row_numbers
 from launcher.data.text_encoding import LINE_END, utf8
 from launcher.errors import DataError
 
-__all__ = ["FORMATS", "SUFFIXES", "Dialect", "Table", "Wanted", "present", "row_numbers"]
+__all__ = ["EVERY", "FORMATS", "SUFFIXES", "Dialect", "Table", "Wanted", "present", "row_numbers"]
 
 
 def _read_json(path: Path, encoding: str, wanted: list[Wanted], _dialect: Dialect = AS_SUFFIX) -> Table:

@@ -15,17 +15,21 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import masking_utils
 
 from launcher.costs.peak import Activations, NotCounted
 from launcher.costs.step_time import Work
 from launcher.models import recompute
 from launcher.models.alike_blocks import SavedTensors, standing_in
-from launcher.models.flops import AGAIN, BACKWARD, FORWARD, KERNELS, FlopMeter
+from launcher.models.flops import AGAIN, BACKWARD, FORWARD, KERNELS, MOVED, FlopMeter
 from launcher.models.image_spec import ImageSpec
+from launcher.models.own_processor import OwnProcessor
 from launcher.recipe import ImageClassification, Task
 
 Device = Literal["cpu", "cuda"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CAPABILITY = (9, 0)
+"""Of the GPU that is planned for, where none is here to ask."""
 IMAGE_SIDE = 224
 """Of a model that takes images of any size and says none."""
 
@@ -60,7 +64,7 @@ def count(
         saved = SavedTensors(module)
         checkpointed = _checkpointed(module, saved, meter) if checkpoints else nullcontext()
         meter.done.clear()
-        pretended = _fused_attention(device, meter)
+        pretended = _pretended(device, meter)
         try:
             with checkpointed, pretended, standing_in(module, saved, meter.done), saved, low:
                 outputs = module(**arguments)
@@ -80,30 +84,42 @@ def count(
 def _work(meter: FlopMeter) -> Work:
     """What was computed; a whole pass's, or of a model that does not train the forward's alone."""
     done = meter.done
-    return Work(float(done[FORWARD]), float(done[BACKWARD]), float(done[AGAIN]), done[KERNELS])
+    return Work(float(done[FORWARD]), float(done[BACKWARD]), float(done[AGAIN]), done[KERNELS], float(done[MOVED]))
 
 
-def text_inputs(batch_size: int, length: int) -> dict[str, torch.Tensor]:
-    """Token ids, [B, T], of a batch with padding: its mask, [B, 1, T, T], is given as attention takes it, because
-    making it from the tokens' asks for their values."""
-    return {
-        "input_ids": torch.zeros(batch_size, length, dtype=torch.int64),
-        "attention_mask": torch.ones(batch_size, 1, length, length, dtype=torch.bool),
-    }
+def text_inputs(batch_size: int, length: int, config: Any = None) -> dict[str, torch.Tensor]:
+    """Token ids and their mask, [B, T], of a batch in which one text is shorter than the others, as batches of real
+    texts are; each ends with the end token of the model's configuration, which some models look for."""
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    pad, end = (getattr(text_config, name, None) for name in ("pad_token_id", "eos_token_id"))
+    end = end[0] if isinstance(end, list) else end
+    ordinary = next(token for token in range(3) if token not in (pad, end))
+    tokens = torch.full((batch_size, length), ordinary, dtype=torch.int64)
+    mask = torch.ones(batch_size, length, dtype=torch.int64)
+    if length > 1:
+        mask[0, -1] = 0
+        if isinstance(pad, int) and pad >= 0:
+            tokens[0, -1] = pad
+    if isinstance(end, int) and end >= 0:
+        tokens[1:, -1] = end
+        tokens[0, -2 if length > 1 else -1] = end
+    return {"input_ids": tokens, "attention_mask": mask}
 
 
-def image_inputs(batch_size: int, spec: ImageSpec) -> dict[str, torch.Tensor]:
-    """[B, 3, height, width] in fp32, as the task's images are."""
+def image_inputs(batch_size: int, spec: ImageSpec | OwnProcessor) -> dict[str, torch.Tensor]:
+    """What the task makes of images: [B, 3, height, width] in fp32, or what the model's own processor makes."""
+    if isinstance(spec, OwnProcessor):
+        return spec.zeros(batch_size)
     size = spec.crop or spec.size or IMAGE_SIDE
     height, width = (size, size) if isinstance(size, int) else size
     return {spec.input_name: torch.zeros(batch_size, 3, height, width)}
 
 
-def inputs_of(task: Task, processor: Any, batch_size: int, length: int) -> dict[str, torch.Tensor]:
+def inputs_of(task: Task, processor: Any, batch_size: int, length: int, config: Any = None) -> dict[str, torch.Tensor]:
     """A micro-batch of the task, at its largest: texts of ``length`` tokens, or images of the model's size."""
     if isinstance(task, ImageClassification):
         return image_inputs(batch_size, processor)
-    return text_inputs(batch_size, length)
+    return text_inputs(batch_size, length, config)
 
 
 def _fake(module: nn.Module, device: Device, dtype: torch.dtype, meter: FlopMeter) -> None:
@@ -116,6 +132,8 @@ def _fake(module: nn.Module, device: Device, dtype: torch.dtype, meter: FlopMete
         if (wanted, device) not in alike:
             empty = torch.empty(tensor.shape, dtype=wanted, device=device)
             made = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+            if not (isinstance(tensor, nn.Parameter) or tensor.is_floating_point() or tensor.is_complex()):
+                meter.know(made, tensor)  # positions, and which of them are near each other
             alike[wanted, device] = made
             meter.fakes[made] = alike
         found = alike[wanted, device]
@@ -194,6 +212,21 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         raise AssertionError("only forward passes are counted")
+
+
+@contextmanager
+def _pretended(device: Device, meter: FlopMeter) -> Iterator[None]:
+    """Libraries behave as on real tensors and on the device: transformers makes masks another way while it is traced,
+    and asks a GPU what it can do."""
+    kept = masking_utils.is_tracing, torch.cuda.get_device_capability
+    masking_utils.is_tracing = lambda tensor=None: False
+    if not torch.cuda.is_available():
+        torch.cuda.get_device_capability = lambda device=None: CAPABILITY
+    try:
+        with _fused_attention(device, meter):
+            yield
+    finally:
+        masking_utils.is_tracing, torch.cuda.get_device_capability = kept
 
 
 @contextmanager

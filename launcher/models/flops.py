@@ -1,8 +1,9 @@
 """Counts what a forward pass and its backward compute, by the operators that a model really calls.
 
 Owns the formulas of operations for matrix products, convolutions and fused attention, and the meter that sees every
-operator of a pass on fake tensors. Everything else moves bytes rather than computes, and is left out. A multiplication
-and an addition count as two. tests/unit/test_flops.py compares it with ``torch.utils.flop_counter`` over real passes.
+operator of a pass on fake tensors. Everything else moves bytes rather than computes: those are summed up. A
+multiplication and an addition count as two. tests/unit/test_flops.py compares it with ``torch.utils.flop_counter`` over
+real passes.
 """
 
 from __future__ import annotations
@@ -13,24 +14,26 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-FORWARD, BACKWARD, AGAIN, KERNELS = "forward", "backward", "again", "kernels"
+from launcher.models.fake_values import FakeValues
+
+FORWARD, BACKWARD, AGAIN, KERNELS, MOVED = "forward", "backward", "again", "kernels", "moved"
 ATTENTION_BACKWARD = 2.5
 """A fused attention computes two products forward; backward the scores again and four more (Dao et al., 2022)."""
 
 
-class FlopMeter(FakeTensorMode):
+class FlopMeter(FakeValues):
     """Fake tensors, which have shapes and no memory, and in ``done`` the operations of all that is called on them, and
     of the backward that follows from it."""
 
     def __init__(self) -> None:
-        super().__init__(allow_non_fake_inputs=True)
+        super().__init__()
         self._depth = 0
         self.fakes: dict[torch.Tensor, dict[Any, torch.Tensor]] = {}
         """Parameters and buffers -> what took their place, by dtype and device; making one takes a millisecond."""
         self.done: Counter[str] = Counter()
-        """``forward``, ``backward``; ``again``: of the forward, what gradient checkpointing repeats; ``kernels``."""
+        """``forward``, ``backward``; ``again``: of the forward, what gradient checkpointing repeats; ``kernels``;
+        ``moved``: bytes that operators without a formula read and write, forward and backward."""
 
     def attention(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Count a fused attention that is no operator of torch's here; shapes [B, H, L, D]."""
@@ -51,6 +54,7 @@ class FlopMeter(FakeTensorMode):
         self.done[KERNELS] += 1 + needing
         formula = FORMULAS.get(func._overloadpacket)
         if formula is None:
+            self.done[MOVED] += _moved(func, given, output) * (1 + (needing > 0))
             return output
         forward = formula(args, output)
         self.done[FORWARD] += forward
@@ -59,6 +63,14 @@ class FlopMeter(FakeTensorMode):
         else:  # one product as large for the gradient of each factor
             self.done[BACKWARD] += forward * sum(each.requires_grad for each in given if each.dim() > 1)
         return output
+
+
+def _moved(func: Any, given: list[torch.Tensor], output: Any) -> int:
+    """Bytes read and written. A lookup reads what it gives; its backward writes a gradient as large as the table."""
+    made = [each for each in (output if isinstance(output, (tuple, list)) else [output]) if torch.is_tensor(each)]
+    if func._overloadpacket is _ATEN.embedding:
+        given = given if given[0].requires_grad else given[1:]
+    return sum(each.numel() * each.element_size() for each in (*given, *made))
 
 
 @cache
@@ -89,6 +101,7 @@ FORMULAS: dict[Any, Callable[[Any, Any], int]] = {
     _ATEN.mm: lambda args, output: _product(args[0], output),
     _ATEN.bmm: lambda args, output: _product(args[0], output),
     _ATEN.addmm: lambda args, output: _product(args[1], output),
+    _ATEN._grouped_mm: lambda args, output: _product(args[0], output),
     _ATEN.baddbmm: lambda args, output: _product(args[1], output),
     _ATEN.convolution: lambda args, output: _convolution(args[1], args[0], output, args[6]),
     _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda args, output: _attention(*args[:3]),

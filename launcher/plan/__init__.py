@@ -1,6 +1,7 @@
 """The plan: recipe + cluster + facts of model and data -> everything resolved, and what it costs.
 
 data_facts, parameters   what a plan must know of the data and of the model
+update_size              how large an update can be, and whether fp32 can hold it
 run_plan                 batch arithmetic, steps, precision, groups and rates; nothing is defaulted after it
 micro_size               the sizes there are, and the smaller ones after a shortage of memory
 fit                      what one way to train a stage takes, against what there is

@@ -14,6 +14,8 @@ def plan_json(plan: RunPlan) -> dict[str, Any]:
         "cluster": plan.cluster.model_dump(mode="json"),
         "data": plan.data.model_dump(mode="json"),
         "lora": plan.model.lora.model_dump() if plan.model.lora else None,
+        "notes": plan.notes,
+        "warnings": plan.warnings,
         "stages": [_stage_json(stage) for stage in plan.stages],
     }
 
@@ -38,7 +40,8 @@ def _stage_json(stage: StagePlan) -> dict[str, Any]:
         "epochs": stage.steps / stage.steps_per_epoch if stage.steps_per_epoch else None,
         "memory": stage.memory.model_dump() if stage.memory else None,
         "fits": stage.fits,
-        "why": stage.why,
+        "why": "; ".join(text for text in (stage.why, stage.choice) if text),
+        "warnings": stage.warnings,
         "disk": stage.disk.model_dump() if stage.disk else None,
         "step_time": stage.time.model_dump() if stage.time else None,
     }

@@ -12,9 +12,10 @@ from typing import Protocol
 
 from launcher.cluster import Cluster, threads_per_rank
 from launcher.costs import memory, step_time
+from launcher.costs.amounts import bytes_text
 from launcher.costs.disk import DiskPlan, disk_plan
 from launcher.costs.memory import ModelStates
-from launcher.costs.peak import GIB, Activations, MemoryPlan, NotCounted, plan_memory
+from launcher.costs.peak import Activations, MemoryPlan, NotCounted, plan_memory
 from launcher.costs.step_time import StepTime, Work
 from launcher.plan.parameters import ModelFacts
 from launcher.plan.run_plan import StagePlan
@@ -150,6 +151,7 @@ def stage_time(stage: StagePlan, cluster: Cluster, facts: ModelFacts, work: Work
     machine = step_time.machine(
         stage.settings.precision, nodes=cluster.nodes, ranks_per_node=cluster.ranks_per_node,
         gpu_kind=cluster.gpu_kind, on_gpu=cluster.gpus_per_node > 0, threads=threads_per_rank(cluster.ranks_per_node),
+        cpu_speed=cluster.cpu_speed,
     )  # fmt: skip
     return step_time.step_time(work, sharding(stage), load, stage.batch.accumulation, machine)
 
@@ -180,4 +182,4 @@ def named(strategy: str, offload: str) -> str:
 
 def gib(num_bytes: int) -> str:
     """Bytes for people."""
-    return f"{num_bytes / GIB:.3g} GiB"
+    return bytes_text(num_bytes)

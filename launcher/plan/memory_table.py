@@ -13,37 +13,53 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher import memory_record
+from launcher.costs.amounts import duration_text
 from launcher.costs.peak import GIB
 from launcher.costs.step_time import StepTime
 from launcher.errors import UserError
 from launcher.plan import fit, measured_time
 from launcher.plan.run_plan import RunPlan, StagePlan
+from launcher.plan.stage_table import StageTable
 from launcher.run_dir import RunDir
 
 BAR_WIDTH = 40
 COLUMNS = (
-    "GiB a rank at the peak", "of", "in the", "model and optimizer", "activations", "loss", "host GiB", "checkpoint",
-    "s a step",
+    "stage", "peak GiB per rank", "of", "peak in", "model and optimizer", "activations", "loss", "host GiB",
+    "checkpoint", "s per step", "stage time", "",
 )  # fmt: skip
+LEFT = frozenset({"stage", "peak in", ""})
 FITS = {True: "fits", False: "does not fit", None: "not known"}
 
 
 def rows(plan: RunPlan) -> list[RenderableType]:
-    """The memory of all stages, and why where it is not plain; nothing where none was estimated."""
+    """The memory and time of all stages, and why where it is not plain; nothing where none was estimated."""
     if not any(stage.memory or stage.why for stage in plan.stages):
         return []
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("stage")
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name == "in the" else "right")
-    table.add_column("")
+    table = StageTable(COLUMNS, [_row(plan, stage) for stage in plan.stages], LEFT)
+    told = []
     for stage in plan.stages:
-        table.add_row(*map(Text, _row(plan, stage)))
-    assumed = dict.fromkeys(told for stage in plan.stages if stage.time for told in stage.time.assumptions)
-    told = [f"{stage.name}: {stage.why}" for stage in plan.stages if stage.fits is not True or "auto took" in stage.why]
-    told += [f"{stage.name}: {on_disk}" for stage in plan.stages if (on_disk := _on_disk(plan, stage))]
-    told += [f"time is estimated: {'; '.join(assumed)}"] if assumed else []
-    return [table, Text("\n".join(told))] if told else [table]
+        needs = stage.why if stage.fits is not True or stage.choice else ""
+        reasons = [needs, stage.choice, _on_disk(plan, stage)]
+        told += [f"{stage.name}: {'; '.join(filter(None, reasons))}"] if any(reasons) else []
+    return [table, Text("\n".join([*told, *_whole_time(plan)]))]
+
+
+def _whole_time(plan: RunPlan) -> list[str]:
+    """The run's time in all, and what the estimate rests on."""
+    timed = [(stage, stage.time) for stage in plan.stages if stage.time]
+    if not timed:
+        return []
+    seconds = sum(stage.steps * time.seconds for stage, time in timed)
+    missing = [stage.name for stage in plan.stages if not stage.time]
+    without = f" (without {', '.join(missing)})" if missing else ""
+    steps = sum(stage.steps for stage, _ in timed)
+    assumed = dict.fromkeys(told for _, time in timed for told in time.assumptions)
+    errors = dict.fromkeys(time.error for _, time in timed)
+    return [
+        f"all stages{without}: {steps:,} steps in about {duration_text(seconds)}, plus evaluations, checkpoints and "
+        f"start-up; error of the estimate: {'; '.join(errors)}",
+        f"time is estimated from: {'; '.join(assumed)}",
+    ]
 
 
 def explained(plan: RunPlan, name: str) -> RenderableType:
@@ -83,12 +99,12 @@ def _on_disk(plan: RunPlan, stage: StagePlan) -> str:
 
 def _time(time: StepTime) -> list[RenderableType]:
     table = Table(box=None, pad_edge=False, show_header=False, title_justify="left")
-    table.title = f"a step, estimated: {time.seconds:.3g} s"
+    table.title = f"a step, estimated: {time.seconds:.2g} s"
     for part in ("compute", "recomputation", "communication", "optimizer", "offload"):
         seconds = getattr(time, part)
         bar = "█" * round(BAR_WIDTH * seconds / time.seconds)
         table.add_row(Text(f"  {part}"), Text(f"{seconds:.3g}", justify="right"), Text(bar))
-    return [table, Text(f"assumed: {'; '.join(time.assumptions)}")]
+    return [table, Text(f"estimated from: {'; '.join(time.assumptions)}; error: {time.error}")]
 
 
 def compared(plan: RunPlan, run: Path) -> RenderableType:
@@ -133,7 +149,7 @@ def compared(plan: RunPlan, run: Path) -> RenderableType:
 def _row(plan: RunPlan, stage: StagePlan) -> tuple[str, ...]:
     memory = stage.memory
     if memory is None:
-        return stage.name, *[""] * 9, FITS[None]
+        return stage.name, *[""] * 10, FITS[None]
     there = fit.rank_memory(plan.cluster)
     states = memory.parameters_bytes + memory.gradients_bytes + memory.master_bytes + memory.optimizer_bytes
     return (
@@ -146,7 +162,8 @@ def _row(plan: RunPlan, stage: StagePlan) -> tuple[str, ...]:
         _gib(memory.logits_bytes),
         _gib(memory.host_bytes) if memory.host_bytes else "",
         _gib(stage.disk.checkpoint_bytes) if stage.disk else "",
-        f"{stage.time.seconds:.3g}" if stage.time else "",
+        f"{stage.time.seconds:.2g}" if stage.time else "",
+        duration_text(stage.steps * stage.time.seconds) if stage.time else "",
         FITS[stage.fits],
     )
 
@@ -162,4 +179,4 @@ def _moment(name: str, parts: dict[str, int], widest: int, *, is_peak: bool) -> 
 
 
 def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.2f}" if num_bytes >= GIB / 100 or not num_bytes else f"{num_bytes / GIB:.1g}"
+    return f"{num_bytes / GIB:.2f}" if num_bytes >= GIB / 200 or not num_bytes else "<0.01"

@@ -19,6 +19,7 @@ from launcher.costs.step_time import StepTime
 from launcher.errors import EnvironmentProblem, Problem, RecipeError
 from launcher.plan.data_facts import DataFacts
 from launcher.plan.parameters import Group, ModelFacts, groups
+from launcher.plan.update_size import UpdateRule, warnings
 from launcher.recipe import Model, Recipe, Stage
 from launcher.recipe.types import interval_steps
 
@@ -92,7 +93,11 @@ class StagePlan(Planned):
     time: StepTime | None = None
     """Estimated seconds of an optimizer step. None: not estimated."""
     why: str = ""
-    """What is needed of what there is; what cannot be known; why auto took this strategy."""
+    """What is needed of what there is; what cannot be known."""
+    choice: str = ""
+    """What ``auto`` chose and why, or what the recipe sets and would be faster otherwise. Empty: nothing to say."""
+    warnings: list[str] = []
+    """What to say before it trains; see `update_size.warnings`."""
 
     @property
     def label(self) -> str:
@@ -119,6 +124,14 @@ class StagePlan(Planned):
         """Names of the parameters that train."""
         return {name for group in self.groups for name in group.names}
 
+    def update_rules(self) -> dict[str, UpdateRule]:
+        """Parameter -> how the optimizer steps it, for those that train."""
+        return {
+            name: UpdateRule(self.settings.optimizer, group.learning_rate, group.weight_decay)
+            for group in self.groups
+            for name in group.names
+        }
+
 
 class RunPlan(Planned):
     """All that the ranks need to know."""
@@ -133,6 +146,10 @@ class RunPlan(Planned):
     stages: list[StagePlan]
     lora_targets: list[str] | None = None
     """What ``model.lora.targets`` comes to; see `parameters.ModelFacts`. None: there are no adapters."""
+    notes: list[str] = []
+    """How rows become what the model sees, where the recipe does not say it; see `tasks.BoundTask.notes`."""
+    warnings: list[str] = []
+    """What to say before any stage trains."""
 
     @property
     def model(self) -> Model:
@@ -230,6 +247,7 @@ def _resolve_stage(index: int, stage: Stage, cluster: Cluster, model: ModelFacts
         else None,
         evaluate_at_end=has_validation and every != "never",
         checkpoint_every_steps=interval_steps(checkpoint_every, steps_per_epoch),
+        warnings=warnings(stage, found, model),
     )
 
 

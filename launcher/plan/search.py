@@ -67,7 +67,7 @@ def settled(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) ->
     ways = list(_open_ways(stage, asked, plan.cluster, facts))
     is_open = len(ways) > 1 or (asked.batch.micro_size == "auto" and bool(micro_size.smaller(stage)))
     if first.fits is None or not is_open:  # nothing to choose, or nothing to choose by
-        return _with(stage, first)
+        return _with(stage, first, _set_by_recipe(stage, first, asked, plan.cluster, facts, count))
     trials = _Trials(plan.cluster, facts, count, asked)
 
     def candidates(of: Sequence[tuple[int, StagePlan]]) -> list[Candidate]:
@@ -75,7 +75,9 @@ def settled(plan: RunPlan, stage: StagePlan, facts: ModelFacts, count: Count) ->
 
     if taken := _simplest_of_the_fastest(list(enumerate(ways)), candidates, trials.fits):
         found = trials.found[taken]
-        return _with(taken.stage, replace(found, why=_why(taken, found, trials.refused)))
+        chosen = _chosen(taken, asked, trials.refused)
+        set_by_recipe = _set_by_recipe(taken.stage, found, asked, plan.cluster, facts, count)
+        return _with(taken.stage, found, "; ".join(filter(None, (chosen, set_by_recipe))))
     nearest, at_best = stage, first
     for tried in trials.smallest.values():
         found = fit.verdict(tried, plan.cluster, facts, count)
@@ -205,13 +207,47 @@ def at_each_strategy(plan: RunPlan, facts: ModelFacts, count: Count) -> dict[str
     return {name: memories for name, memories in found.items() if memories}
 
 
-def _why(taken: Candidate, found: Verdict, refused: dict[int, list[str]]) -> str:
-    """Why it won: what was faster or simpler, and what kept each from it; of each way the largest and the smallest."""
+def _chosen(taken: Candidate, asked: Stage, refused: dict[int, list[str]]) -> str:
+    """Why it won: what was faster or simpler, and what kept each from it; of each way the largest and the smallest.
+
+    Names what was open alone: what the recipe sets is not ``auto``'s choice.
+    """
+    sharding, size = taken.stage.settings.sharding, taken.stage.batch.micro_size
+    parts = [fit.named(sharding.strategy, sharding.offload)] if asked.sharding.strategy == "auto" else []
+    parts += [f"micro size {size}"] if asked.batch.micro_size == "auto" else []
+    if asked.gradient_checkpointing == "auto" and taken.stage.settings.gradient_checkpointing is True:
+        parts.append("gradient checkpointing")
+    if not parts:  # that no block is computed again goes without saying
+        return ""
     told = [text for texts in refused.values() for text in dict.fromkeys((texts[0], texts[-1]))]
     reason = f"the fastest that fits: {'; '.join(told)}" if told else "nothing is faster by more than 5%"
-    return f"{found.why}; auto took {taken.told}, {reason}"
+    return f"auto chose {', '.join(parts)} ({taken.seconds:.3g} s a step), {reason}"
 
 
-def _with(stage: StagePlan, found: Verdict) -> StagePlan:
-    changes = {"memory": found.memory, "fits": found.fits, "why": found.why, "time": found.time}
+def _set_by_recipe(
+    stage: StagePlan, found: Verdict, asked: Stage, cluster: Cluster, facts: ModelFacts, count: Count
+) -> str:
+    """Where the recipe sets the sharding on GPUs: that it does, and the fastest other one that fits if it is faster."""
+    on_gpu = cluster.gpus_per_node > 0
+    if not (on_gpu and found.fits and found.time) or asked.sharding.strategy == "auto" or refuses_zero(stage, facts):
+        return ""
+    sharding = stage.settings.sharding
+    now = (sharding.strategy, sharding.offload)
+    faster: list[tuple[float, int, str]] = []
+    for place, rung in enumerate(ladder(stage, cluster)):
+        if rung == now:
+            continue
+        other = fit.verdict(fit.sharded(stage, *rung), cluster, facts, count)
+        if other.fits and other.time and ALIKE * other.time.seconds < found.time.seconds:
+            faster.append((other.time.seconds, place, fit.named(*rung)))
+    told = f"{fit.named(*now)} is set by the recipe"
+    if not faster:
+        return told
+    least = min(seconds for seconds, _, _ in faster)
+    seconds, _, name = min((one for one in faster if one[0] <= ALIKE * least), key=lambda one: one[1])
+    return f"{told}; {name} would fit too, {1 - seconds / found.time.seconds:.0%} faster"
+
+
+def _with(stage: StagePlan, found: Verdict, choice: str = "") -> StagePlan:
+    changes = {"memory": found.memory, "fits": found.fits, "why": found.why, "time": found.time, "choice": choice}
     return stage.model_copy(update=changes)

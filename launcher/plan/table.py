@@ -14,7 +14,13 @@ from rich.text import Text
 
 from launcher.plan import memory_table
 from launcher.plan.run_plan import GroupPlan, RunPlan, StagePlan
+from launcher.plan.stage_table import StageTable
 
+COLUMNS = (
+    "stage", "trains", "trainable", "frozen", "steps", "epochs", "batch = micro x accumulation x ranks", "sharding",
+    "precision", "schedule",
+)  # fmt: skip
+LEFT = frozenset({"stage", "trains", *COLUMNS[6:]})
 MOST_GROUPS = 10
 """More rows than this, of layers in a row, are shown as their first and last."""
 
@@ -28,29 +34,21 @@ def tables(plan: RunPlan) -> RenderableType:
         shown = ", ".join(plan.labels[:10]) + (f" and {len(plan.labels) - 10} more" if len(plan.labels) > 10 else "")
         share = f"; the most common is {data.majority:.1%} of the validation rows" if data.majority is not None else ""
         lines.append(f"{len(plan.labels)} labels: {shown}{share}")
+    lines += plan.notes
     return Group(Text("\n".join(lines)), _stages(plan), *memory_table.rows(plan), _rates(plan))
 
 
-def _stages(plan: RunPlan) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("stage")
-    table.add_column("trains")
-    for name in ("trainable", "frozen", "steps", "epochs"):
-        table.add_column(name, justify="right")
-    for name in ("batch = micro x accumulation x ranks", "sharding", "precision", "schedule"):
-        table.add_column(name)
-    for stage in plan.stages:
-        table.add_row(*_stage_row(stage))
-    return table
+def _stages(plan: RunPlan) -> StageTable:
+    return StageTable(COLUMNS, [_stage_row(stage) for stage in plan.stages], LEFT)
 
 
-def _stage_row(stage: StagePlan) -> tuple[Text, ...]:
+def _stage_row(stage: StagePlan) -> tuple[str, ...]:
     settings, batch = stage.settings, stage.batch
     offload = f", offload {settings.sharding.offload}" if settings.sharding.offload != "none" else ""
     again = ", checkpointed" if settings.gradient_checkpointing is True else ""
     masters = f", {stage.master} masters" if stage.master != "none" else ""
     warmup = f", warm-up {settings.schedule.warmup:.0%}" if settings.schedule.warmup else ""
-    cells = (
+    return (
         stage.name,
         ", ".join(settings.train),
         f"{stage.trainable:,}",
@@ -62,13 +60,12 @@ def _stage_row(stage: StagePlan) -> tuple[Text, ...]:
         f"{settings.precision}{masters}",
         f"{settings.schedule.kind}{warmup}",
     )
-    return tuple(Text(cell) for cell in cells)
 
 
 def _rates(plan: RunPlan) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("stage")
-    table.add_column("parameters of")
+    table.add_column("parameters of", overflow="fold")
     for name in ("learning rate", "weight decay", "elements"):
         table.add_column(name, justify="right")
     for stage in plan.stages:

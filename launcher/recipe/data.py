@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from launcher.recipe.types import NonNegativeInt, PositiveInt, Strict
+from launcher.recipe.types import NonNegativeInt, PositiveInt, Probability, Strict
 
 SOURCES_NOT_BUILT_YET = ("audiofolder", "voc")
 
@@ -39,6 +39,11 @@ class DataSettings(Strict):
     """Tokens a text is cut to."""
     num_workers: NonNegativeInt = 0
     """Processes a rank that prepare batches; 0: the rank itself."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Damaged images, empty cells, texts without a token: named and refused before training, or left out and listed in
+    `skipped.jsonl`."""
+    max_bad_rows: PositiveInt | Probability = 0.1
+    """Rows that ``skip`` leaves out at most: a number, or a share of all, rounded up."""
 
 
 Character = Annotated[
@@ -70,11 +75,17 @@ class TableData(DataSettings):
 
 
 class ImageFolderData(DataSettings):
-    """``files`` is a folder with one folder a label, or with train/, validation/ and test/ folders of such."""
+    """``files`` is a folder with one folder a label, or with train/, validation/ and test/ folders of such.
+
+    ``training``, ``val``, ``valid``, ``dev`` and ``testing`` name the splits too, in capitals or not. Where a
+    ``metadata.csv`` (.jsonl, .parquet) lies in a folder, its rows are the data, as in `datasets`' imagefolder.
+    """
 
     source: Literal["imagefolder"]
     files: Files
     """A folder, or one for each split."""
+    empty_classes: Literal["error", "keep"] = "error"
+    """A label's folder without images: refused, or a label that no row has."""
 
 
 class HubData(DataSettings):

@@ -5,6 +5,7 @@ The two kinds that classify inherit from here. Logits are [B, labels].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -34,6 +35,15 @@ class Classification:
 
     def __init__(self, labels: list[str]) -> None:
         self.labels = labels
+
+    def notes(self) -> list[str]:
+        """Nothing that the recipe does not say."""
+        return []
+
+    @property
+    def random_loss(self) -> float | None:
+        """ln(labels)."""
+        return math.log(len(self.labels))
 
     def encode_rows(self, rows: Sequence[Row], *, augment_seeds: Sequence[int] | None) -> list[Features]:
         """Several rows -> features."""

@@ -272,10 +272,10 @@ def test_folders_that_hold_no_images(tmp_path: Path) -> None:
     (tmp_path / "flat" / "a.png").write_bytes(b"")
     assert "a file where folders of images are needed" in said("flat")
     assert "is a file; source imagefolder needs a folder" in said("flat/a.png")
-    for split in ("train", "val"):
+    for split in ("train", "holdout"):
         (tmp_path / "splits" / split / "cat").mkdir(parents=True)
-    assert "beside it val/, which is no split" in (strange := said("splits"))
-    assert "validation: splits/val" in strange
+    assert "beside it holdout/, which is none" in (strange := said("splits"))
+    assert f"train: {tmp_path}/splits/train" in strange
 
 
 def test_columns_of_an_image_folder(tmp_path: Path) -> None:

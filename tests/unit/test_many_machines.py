@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -17,6 +18,7 @@ import yaml
 
 from launcher import doctor, rank_error, run_logs, ssh_nodes, worker
 from launcher.errors import UserError
+from launcher.rank_process import RankProcess
 from launcher.run_dir import RunDir
 from launcher.slurm import array as slurm_array
 from launcher.slurm import attempt as slurm_attempt
@@ -241,6 +243,43 @@ def test_logs_of_a_launch_and_of_a_job(tmp_path: Path) -> None:
     assert text.index("the job\n") < text.index("attempt 10\n")
     assert "a: node 1" not in text
     assert list(run_logs.read(run, 1)) == ["one of 10\n"]
+
+
+def test_logs_show_the_newest_launch_and_on_request_all(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    say(run, "finished")
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; print('said', file=sys.stderr); print('== no launch', file=sys.stderr)",
+    ]
+    for _ in range(2):
+        process = RankProcess.start(command, 1, {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}, run)
+        process.process.wait()
+    whole = run.log(1).read_text()
+    assert whole.count("said") == 2
+    [newest] = run_logs.read(run, 1)
+    assert newest == whole[len(whole) // 2 :]
+    assert "".join(run_logs.read(run, 1, is_all=True)) == whole
+    assert "".join(run_logs.follow(run, 1)).endswith(f"<==\n{newest}")
+    assert "".join(run_logs.follow(run, 1, is_all=True)).endswith(f"<==\n{whole}")
+
+
+def test_logs_of_all_attempts_of_a_job(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    say(run, "finished")
+    for number in (0, 1):
+        attempt = run.path / "slurm" / "7" / f"attempt-{number}"
+        attempt.mkdir(parents=True)
+        (attempt / "node-b.log").write_text(f"b: node 0 of 1\nattempt {number}\n")
+        (attempt / "rank-1.log").write_text(f"one of {number}\n")
+    (run.path / "slurm" / "job_id").write_text("7\n")
+    (run.path / "slurm" / "job-7.log").write_text("the job\n")
+    text = "".join(run_logs.read(run, is_all=True))
+    assert text.index("the job") < text.index("attempt 0") < text.index("attempt 1")
+    assert "attempt 0" not in "".join(run_logs.read(run))
+    ranks = "".join(run_logs.read(run, 1, is_all=True))
+    assert ranks.index("one of 0") < ranks.index("one of 1")
 
 
 def test_logs_over_ssh_and_of_an_array(tmp_path: Path) -> None:

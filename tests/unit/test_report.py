@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from launcher import report
+from launcher import proof, report
 from launcher.costs.memory import ModelStates
 from launcher.costs.peak import GIB, Activations, plan_memory
 from launcher.costs.step_time import StepTime
 from launcher.errors import Shortage, UserError
 from launcher.memory_record import Measured, MemoryRecord
 from launcher.plan import RunPlan, micro_size
+from launcher.proof import Proof
 from launcher.run_dir import RunDir
 from launcher.tracking import open_tracker
 
@@ -80,7 +81,14 @@ def test_all_of_a_run_is_on_one_page(make_plan: Callable[..., RunPlan], tmp_path
     micro_size.after_out_of_memory(run, Shortage("full", "step", 8), 1, "no memory")
     change = {"event": "other_ranks", "before": "2 CPU ranks", "after": "1 CPU rank"}
     micro_size.append_event(run, change | {"checkpoint": "00-head-step-00000004"})
+    wild = Proof(
+        index=0, stage="head", engine={}, holds=True, groups=[], moved_though_frozen=[], still_though_trained=[],
+        unused=[], diverged="stage head diverged: lower the learning rate", parameters=[],
+    )  # fmt: skip
+    proof.write(run, wild)
     page = Path(report.write(run)).read_text()
+    assert "<h2>Warnings</h2>" in page
+    assert "stage head diverged: lower the learning rate" in page
     assert "8 became 4" in page
     assert "planned for 2 CPU ranks, goes on with 1 CPU rank from 00-head-step-00000004" in page
 

