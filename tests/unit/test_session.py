@@ -23,6 +23,7 @@ import launcher
 from launcher import data, orphans, oversubscription, proof, run_lock, session
 from launcher.cluster import RANKS_VARY, Cluster
 from launcher.errors import EnvironmentProblem, RecipeError, StoppedEarly, UserError
+from launcher.model_copy import copy_model
 from launcher.plan import RunPlan
 from launcher.plan.data_facts import DataFacts
 from launcher.plan.saved import read_plan
@@ -463,10 +464,10 @@ def test_one_process_at_a_time() -> None:
 def test_copy_of_the_model() -> None:
     run = RunDir(open_run().path)
     with pytest.raises(UserError, match="has no model yet, it is preparing"):
-        session.copy_model(run, Path("copy"))
+        copy_model(run, Path("copy"))
     run.model.mkdir()
     (run.model / "config.json").write_text("{}")
-    assert session.copy_model(run, Path("copy")) == Path("copy")
+    assert copy_model(run, Path("copy")) == Path("copy")
     assert Path("copy/config.json").read_text() == "{}"
     with pytest.raises(UserError, match="copy is there already"):
-        session.copy_model(run, Path("copy"))
+        copy_model(run, Path("copy"))
