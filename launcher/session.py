@@ -291,11 +291,7 @@ def _refuse_other_cluster(run: RunDir, plan: RunPlan, ranks: int | None, from_en
     """A plan holds for the ranks it was made for."""
     planned = plan.cluster
     now = _cluster(ranks or planned.ranks_per_node, from_environment)
-    same = (now.nodes, now.ranks_per_node, now.gpus_per_node) == (
-        planned.nodes,
-        planned.ranks_per_node,
-        planned.gpus_per_node,
-    )
+    same = all(getattr(now, size) == getattr(planned, size) for size in ("nodes", "ranks_per_node", "gpus_per_node"))
     if not same or (planned.bf16 and not now.bf16):
         raise UserError(
             f"{run.path} was planned for {planned}, and this is {now}: a run goes on with what it started with; "
