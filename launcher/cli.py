@@ -254,8 +254,8 @@ def predict(
 @app.command()
 def export(run: Run, folder: Annotated[Path, typer.Argument(help="A new folder.", metavar="DIR")]) -> None:
     """Copy a finished run's model to a folder that transformers' from_pretrained loads."""
+    from launcher.model_copy import copy_model
     from launcher.run_dir import RunDir
-    from launcher.session import copy_model
 
     print(copy_model(RunDir(run), folder))
 
