@@ -39,6 +39,9 @@ Overrides = Annotated[
 Ranks = Annotated[
     int | None, typer.Option(min=1, help="Processes on this machine; default one a GPU, or one on the CPU.")
 ]
+Oversubscribe = Annotated[
+    bool, typer.Option("--oversubscribe", help="Start CPU ranks that this host's cores or memory cannot hold.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
@@ -50,12 +53,15 @@ def run(
     ranks: Ranks = None,
     nodes: Annotated[str | None, typer.Option(metavar="A,B", help="Print what each of these hosts must run.")] = None,
     ssh: Annotated[bool, typer.Option("--ssh", help="With --nodes: run it there.")] = False,
+    oversubscribe: Oversubscribe = False,
 ) -> None:
     """Train all stages of a recipe on this machine; go on where an unfinished run of it stands."""
     if nodes is not None or ssh:
         return cli_cluster.run_on_nodes(nodes or "", recipe, overrides or (), run_dir, ranks, ssh=ssh)
-    from launcher import launch, session
+    from launcher import launch, oversubscription, session
 
+    if oversubscribe:
+        oversubscription.allow()
     launch.train(session.claim_run(recipe, overrides or (), run_dir, ranks), print)
 
 
@@ -65,10 +71,13 @@ def resume(
     accept: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Go on with this stage's weights though its proof fails.")
     ] = None,
+    oversubscribe: Oversubscribe = False,
 ) -> None:
     """Go on with a run from its newest checkpoint that verifies."""
-    from launcher import launch, session
+    from launcher import launch, oversubscription, session
 
+    if oversubscribe:
+        oversubscription.allow()
     launch.train(session.reopen_run(run, accept=accept), print)
 
 
@@ -87,13 +96,14 @@ def plan(
     explain: Annotated[str | None, typer.Option(metavar="STAGE", help="What takes this stage's memory.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it, under each strategy.")] = None,
     compare: Annotated[Path | None, typer.Option(metavar="RUN", help="Its memory and time beside the plan's.")] = None,
+    oversubscribe: Oversubscribe = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what a run would do: stages, parameters, learning rates, steps, batches, memory. Downloads no weights.
 
     Ends with code 3 if a stage does not fit the GPUs. Times are estimates, under the assumptions that are told.
     """
-    from launcher import cluster, data_survey, hub_access, session
+    from launcher import cluster, data_survey, host_limits, hub_access, oversubscription, session
     from launcher.errors import EnvironmentProblem, UserError
     from launcher.light_imports import light_imports
     from launcher.plan import free_space, memory_table, plan_json, table
@@ -110,6 +120,11 @@ def plan(
         machines = read_plan(RunDir(compare)).cluster
     else:
         machines = cluster.described(nodes, gpus, gpu_memory, host_memory, ranks, gpu_kind, node_disk)
+    is_here = compare is None and nodes == 1 and gpus is None and host_memory is None
+    if oversubscribe:
+        oversubscription.allow()
+    if is_here:
+        oversubscription.require_room(machines, host_limits.available_bytes(), f"--ranks {ranks}")
     recipe_dir = recipe.resolve().parent
     data_facts = data_survey.look(checked, recipe_dir, machines.ranks, origins)
     hub_access.stay_offline_if_unreachable(checked)
@@ -133,6 +148,36 @@ def plan(
             seen.draw(plot)
         if missing := seen.shortage():
             raise EnvironmentProblem(missing)
+        if is_here:
+            oversubscription.require_memory(seen.plan)
+
+
+@app.command()
+def init(
+    given: Annotated[
+        Path | None,
+        typer.Argument(help="A csv, tsv, json, parquet or text file, or a folder of images.", metavar="DATA"),
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="ID", help="A hub id, folder or torchvision:NAME.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="KIND", help="Default what the columns look like.")] = None,
+    text: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of texts.")] = None,
+    text_pair: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of second texts.")] = None,
+    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of labels.")] = None,
+    image: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of images or their paths.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default NAME.yaml.")] = None,
+) -> None:
+    """Write a first recipe for your data: task, labels, lengths and stages, each explained."""
+    from launcher.errors import UserError
+    from launcher.first_recipe import writing
+    from launcher.first_recipe.guessing import Asked
+
+    if given is None:
+        if not sys.stdin.isatty():
+            raise UserError("init needs DATA, a file or folder: thawline init reviews.csv")
+        given = Path(typer.prompt("Data (a file, or a folder of images)"))
+        model = model or typer.prompt("Model (empty: one is proposed)", default="", show_default=False) or None
+    asked = Asked(task=task, text=text, label=label, image=image, text_pair=text_pair)
+    print("\n".join(writing.write(given, asked, model, output).lines))
 
 
 @app.command()

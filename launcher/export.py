@@ -8,6 +8,7 @@ images. Both: a README.md. Written beside and renamed, so a folder of that name 
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ from launcher.models import (
     transformers_source,
 )
 from launcher.models.image_spec import ImageSpec
+from launcher.models.own_processor import own_processor
 from launcher.models.weights import SHARD_BYTES, WeightsReader, load_weights, named_state, write_weights
 from launcher.plan import RunPlan
 from launcher.recipe import CausalLM, ImageClassification, Model, Task, TextClassification
@@ -55,7 +57,7 @@ class Export:
     module: nn.Module
     """In evaluation mode, on the CPU."""
     processor: Any
-    """Tokenizer or `ImageSpec`, as `models.processor` gives it."""
+    """Tokenizer, `OwnProcessor` or `ImageSpec`, as `models.processor` gives it."""
     labels: list[str] | None
     """Label names in the order of their ids."""
     config: Any
@@ -150,9 +152,7 @@ def _write_transformers(
 ) -> None:
     own_task.finish(module, model.source, processor)
     if isinstance(task, ImageClassification):
-        own = transformers_processors.image_processor(model, recipe_dir)
-        transformers_processors.set_image_size(own, processor)
-        own.save_pretrained(folder)
+        processor.save_pretrained(folder)
     else:
         limit = max_length if isinstance(task, TextClassification) else None
         transformers_processors.exported_tokenizer(processor, limit).save_pretrained(folder)
@@ -192,7 +192,9 @@ def _load_transformers(folder: Path) -> Export:
     with transformers_source.quiet():
         module = model_class.from_pretrained(folder, config=config, dtype=torch.float32).eval()
     if (folder / "preprocessor_config.json").is_file():
-        processor: Any = image_spec.from_transformers(transformers.AutoImageProcessor.from_pretrained(folder))
+        processor: Any = own_processor(
+            transformers.AutoImageProcessor.from_pretrained(folder), inspect.signature(module.forward).parameters
+        )
     else:
         processor = transformers.AutoTokenizer.from_pretrained(folder)
     has_labels = "For" in config.architectures[0] and config.architectures[0].endswith("Classification")

@@ -21,6 +21,7 @@ from launcher.data.order import row_seeds
 from launcher.data.rows import Rows
 from launcher.plan import RunPlan
 from launcher.tasks import Batch, BoundTask
+from launcher.visible_text import visible
 
 LINE_CELLS = 160
 """Columns that a line takes at most; on a narrower terminal, as many as it has."""
@@ -106,22 +107,6 @@ def row_line(row: SeenRow, max_length: int, cells: int = LINE_CELLS) -> str:
         if row.low == row.high:
             line += ": all pixels are alike"
     return line
-
-
-def visible(text: str, cells: int) -> str:
-    """The text in at most so many columns of a terminal. What is not printable, such as a line's end, is escaped."""
-    shown, width = "", 0
-    for character in text[: 4 * cells]:  # none is wider than its escape, and most are one column
-        one = character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
-        shown, width = shown + one, width + cell_len(one)
-        if width > cells:
-            break
-    else:
-        if len(text) <= 4 * cells:
-            return shown
-    while shown and cell_len(shown) > cells - 1:
-        shown = shown[:-1]
-    return shown + "…"
 
 
 def _read_back(batch: Batch, split: str, task: BoundTask, processor: Any) -> SeenRow:

@@ -21,7 +21,18 @@ from pathlib import Path
 from typing import Literal
 
 from launcher import cluster as clusters
-from launcher import data_survey, hub_access, orphans, proof, rank_error, run_lock, split_stages
+from launcher import (
+    data_survey,
+    host_limits,
+    hub_access,
+    orphans,
+    oversubscription,
+    phases,
+    proof,
+    rank_error,
+    run_lock,
+    split_stages,
+)
 from launcher.cluster import Cluster
 from launcher.errors import UserError
 from launcher.plan import RunPlan, free_space
@@ -74,12 +85,15 @@ def claim_run(
     if _holds(run, recipe):
         return _claimed(run, ranks)
     cluster = _cluster(ranks, from_environment=False)
+    oversubscription.require_room(cluster, host_limits.available_bytes(), f"--ranks {ranks}")
     found = data_survey.look(recipe, recipe_path.resolve().parent, cluster.ranks, origins)
     is_folder_new = not run.path.exists()
     run.create()
     run_lock.take(run)
     if _holds(run, recipe):  # a process that came first has planned it meanwhile
         return _claimed(run, ranks)
+    # Who looks at it before it has a plan sees that it starts.
+    write_status(run, new_status(run, recipe.name, len(recipe.stages), cluster.ranks, os.getpid(), "importing"))
     hub_access.stay_offline_if_unreachable(recipe)  # said here, where the user sees it, and so for all ranks
     changes = (part for change in overrides for part in ("--set", change))
     arguments = [str(recipe_path), "--run-dir", str(run.path), "--unplanned", *changes]
@@ -95,7 +109,8 @@ def withdraw(claim: Claim) -> None:
     A folder that was there before, or that somebody has put anything else in, stays.
     """
     run = RunDir(claim.path)
-    ours = {path.name for path in (run.logs, run.checkpoints, run.stages, run.launcher_lock, run.data_facts)}
+    paths = (run.logs, run.checkpoints, run.stages, run.launcher_lock, run.status, run.data_facts)
+    ours = {path.name for path in paths}
     if not claim.is_folder_new or not {path.name for path in run.path.iterdir()} <= ours:
         return
     # Out of the way at once: a network's file system keeps what is open, and this process has the lock open.
@@ -140,8 +155,10 @@ def open_run(
     from launcher import survey  # imports torch, transformers and datasets
 
     cluster = clusters.with_own_disk(_cluster(None, from_environment=True))
+    oversubscription.require_room(cluster, cluster.host_memory_bytes, f"LOCAL_WORLD_SIZE={cluster.ranks_per_node}")
     facts = DataFacts.model_validate_json(data_facts.read_text()) if data_facts is not None else None
     plan = survey.prepare(recipe, recipe_path.resolve().parent, cluster, origins, facts)
+    oversubscription.require_memory(plan)
     free_space.require(plan, run)
     run.create()
     run_lock.take(run)
@@ -215,7 +232,11 @@ def _holds(run: RunDir, recipe: Recipe) -> bool:
 
     Raises: UserError as `_is_replaceable`.
     """
-    return run.plan.is_file() and not _is_replaceable(run, recipe)
+    try:
+        is_planned = run.plan.is_file()
+    except OSError as error:
+        raise run.refusal(run.path, error) from error
+    return is_planned and not _is_replaceable(run, recipe)
 
 
 def _is_replaceable(run: RunDir, recipe: Recipe) -> bool:
@@ -276,7 +297,10 @@ def _reopened(run: RunDir, ranks: int | None, from_environment: bool) -> Session
 
 def _claimed(run: RunDir, ranks: int | None) -> Claim:
     found = _reopened(run, ranks, from_environment=False)
-    return Claim(run.path, found.plan.cluster, found.standing, (str(run.recipe), "--run-dir", str(run.path)))
+    cluster = found.plan.cluster
+    if found.standing != "finished":
+        oversubscription.require_room(cluster, host_limits.available_bytes(), f"{cluster} of {run.path}")
+    return Claim(run.path, cluster, found.standing, (str(run.recipe), "--run-dir", str(run.path)))
 
 
 def _refuse_other_cluster(run: RunDir, plan: RunPlan, ranks: int | None, from_environment: bool) -> None:
@@ -308,4 +332,6 @@ def _cluster(ranks: int | None, from_environment: bool) -> Cluster:
 
 def _announce(run: RunDir, plan: RunPlan, launcher_pid: int | None) -> None:
     run.create()
-    write_status(run, new_status(run, plan.recipe.name, len(plan.stages), plan.cluster.ranks, launcher_pid))
+    phases.knows(run)
+    phase = phases.current() or "importing"
+    write_status(run, new_status(run, plan.recipe.name, len(plan.stages), plan.cluster.ranks, launcher_pid, phase))

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from launcher import cpu_measurement, data, data_survey, models, plan, stages, tasks
+from launcher import cpu_measurement, data, data_survey, models, phases, plan, stages, tasks
 from launcher.cluster import Cluster
 from launcher.costs.peak import Activations, NotCounted
 from launcher.data.checking import without
@@ -130,7 +130,10 @@ def _look(
 ) -> Survey:
     """``built`` is the recipe with the model that is looked at; ``assumptions`` is None where none may be made."""
     problems: list[Problem] = []
-    data_facts = data_facts or _data_facts(recipe, recipe_dir, problems, assumptions)
+    if data_facts is None:
+        phases.enter("reading data")
+        data_facts = _data_facts(recipe, recipe_dir, problems, assumptions)
+    phases.enter("planning")
     model_facts = _model_facts(built, recipe_dir, data_facts, problems)
     processor, task, lengths = None, None, ANY_LENGTH
     if model_facts and data_facts and built is recipe:

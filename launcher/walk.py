@@ -23,6 +23,7 @@ from launcher import (
     hub_access,
     models,
     nvme,
+    phases,
     proof,
     seen_rows,
     session,
@@ -109,12 +110,14 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
     # All ranks or none, or they might read other versions.
     if any(runtime.gather(hub_access.is_offline() or hub_access.is_lost(recipe))):
         hub_access.go_offline()
+    phases.enter("reading data")
     splits = data.load(recipe.data, recipe.task, recipe_dir, plan.data.skipped)
     if found := splits.facts().differences(plan.data):
         raise UserError(
             f"the data is not what was planned: {'; '.join(found)}; "
             "restore it, or choose another --run-dir to plan anew"
         )
+    phases.enter("building")
     processor = models.processor(recipe.model, recipe.task, recipe_dir)
     config = models.configuration(recipe.model, recipe.task, plan.labels, recipe_dir)
     task = tasks.bind(recipe.task, recipe.data, processor, plan.labels, config)

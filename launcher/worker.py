@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from launcher import heartbeat, host_memory, orphans, rank_error
+from launcher import heartbeat, host_memory, orphans, phases, rank_error
 from launcher.ending import Ending, end_now
 from launcher.errors import StoppedEarly, ThawlineError
 from launcher.rank_error import RankError
@@ -40,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     if rank == 0 and ATTEMPT in os.environ:  # one rank looks, all agree
         stop.file = Path(os.environ[ATTEMPT]) / "stop"
     run_dir = arguments.run_dir
+    if rank == 0:
+        phases.begin(RunDir(run_dir) if run_dir is not None else None)
     heart = None
     if ATTEMPT in os.environ and heartbeat.HANG_TIMEOUT in os.environ:
         hang_timeout_s = float(os.environ[heartbeat.HANG_TIMEOUT])

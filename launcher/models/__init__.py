@@ -4,9 +4,10 @@ loading                  a recipe's model -> its facts, an empty module, one wit
 architecture             the blocks in depth order, the head, what is tied
 transformers_source, transformers_models, transformers_processors, torchvision_models
                          the two libraries that models come from
-image_spec               how an image becomes a tensor
 padding                  which side of a batch is filled up, and which models cannot be batched
 own_task                 what a configuration says of the task, and nothing of the source's
+own_processor, image_spec
+                         how an image becomes a tensor: by transformers' own processor, or as torchvision's weights say
 weights                  safetensors, whole or sharded, into a module and out of it
 on_disk                  a whole model in little memory: the first weights are mapped from their files
 new_head                 whether a head comes with its weights

@@ -126,7 +126,8 @@ def configuration(model: Model, task: Task, labels: list[str] | None, recipe_dir
 
 
 def processor(model: Model, task: Task, recipe_dir: Path) -> Any:
-    """What turns rows into inputs: a tokenizer with a padding token, or an `ImageSpec`.
+    """What turns rows into inputs: a tokenizer with a padding token, a transformers model's own image processor
+    (`OwnProcessor`), or a torchvision model's `ImageSpec`.
 
     Raises:
         UserError: the model has none.
@@ -135,7 +136,7 @@ def processor(model: Model, task: Task, recipe_dir: Path) -> Any:
     if _is_torchvision(model):
         return torchvision_models.image_spec_of(model, task)
     if isinstance(task, ImageClassification):
-        return transformers_processors.image_spec_of(model, task, recipe_dir)
+        return transformers_processors.image_processor(model, task, recipe_dir)
     return transformers_processors.tokenizer(model, task, recipe_dir)
 
 

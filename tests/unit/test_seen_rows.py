@@ -24,7 +24,8 @@ from launcher.file_locations import existing_path
 from launcher.models.image_spec import ImageSpec
 from launcher.recipe import Task
 from launcher.recipe.data import Data
-from launcher.seen_rows import LINE_CELLS, data_line, row_line, seen, visible
+from launcher.seen_rows import LINE_CELLS, data_line, row_line, seen
+from launcher.visible_text import visible
 
 
 @pytest.fixture(scope="module")

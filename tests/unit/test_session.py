@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,12 +20,13 @@ from typing import Any
 import pytest
 
 import launcher
-from launcher import data, orphans, run_lock, session
+from launcher import data, orphans, oversubscription, proof, run_lock, session
 from launcher.cluster import RANKS_VARY, Cluster
 from launcher.errors import EnvironmentProblem, RecipeError, StoppedEarly, UserError
 from launcher.plan import RunPlan
 from launcher.plan.data_facts import DataFacts
 from launcher.plan.saved import read_plan
+from launcher.proof import Proof
 from launcher.recipe import Recipe, differences, reading
 from launcher.run_dir import RunDir
 from launcher.status import read_status, render, write_status
@@ -352,6 +354,91 @@ def test_resume_where_there_is_no_run() -> None:
     Path("empty").mkdir()
     with pytest.raises(UserError, match="empty holds no run"):
         session.reopen_run(Path("empty"))
+
+
+@pytest.mark.parametrize("place", ["rows.csv", "rows.csv/run", "rows.csv/deep/run", "leads-nowhere", "n" * 300])
+def test_a_run_dir_that_cannot_be_a_folder_is_the_users_mistake(place: str) -> None:
+    """A file, one under a file, a link to nothing, a name too long: a line, and nothing is made."""
+    Path("rows.csv").write_text("text,label\n")
+    Path("leads-nowhere").symlink_to("nowhere")
+    before = set(Path().iterdir())
+    for started in (claim, open_run):
+        with pytest.raises(UserError, match=r"choose another --run-dir$") as refused:
+            started(run_dir=Path(place))
+        assert "\n" not in str(refused.value)
+    assert set(Path().iterdir()) == before
+
+
+def test_a_run_dir_that_cannot_be_written_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root anything can be written, so the system's answer is made up."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refusing(PermissionError(errno.EACCES, "Permission denied")))
+        with pytest.raises(EnvironmentProblem, match=r"runs/tiny cannot be written \(Permission denied\); choose"):
+            claim()
+    monkeypatch.setattr("tempfile.TemporaryFile", refusing(OSError(errno.EROFS, "Read-only file system")))
+    Path("runs/tiny").mkdir(parents=True)
+    with pytest.raises(EnvironmentProblem, match=r"runs/tiny cannot be written \(Read-only file system\)"):
+        session.claim_run(Path("recipe.yaml"))
+
+
+def refusing(error: OSError) -> Callable[..., Any]:
+    def refuse(*_: object, **__: object) -> Any:
+        raise error
+
+    return refuse
+
+
+def test_a_run_that_starts_says_so_before_it_has_a_plan() -> None:
+    """Its launcher does, until the first rank can."""
+    claimed = claim()
+    run = RunDir(claimed.path)
+    found = read_status(run)
+    assert (found.state, found.phase, found.ranks, found.stages, found.launcher_pid) == (
+        "preparing", "importing", 1, 2, os.getpid()
+    )  # fmt: skip
+    assert "\nphase       importing" in render(found, run)
+    assert "phase" not in render(found.model_copy(update={"state": "running", "phase": None}), run)
+    lost = found.model_copy(update={"pid": 2**22 + 1, "launcher_pid": None, "updated": 0.0})
+    assert "there is no plan yet" in render(lost, run).splitlines()[-1], "resume would find nothing to go on with"
+    session.withdraw(claimed)
+    assert not claimed.path.exists()
+
+
+def test_too_many_ranks_are_refused_before_anything_is_made(
+    workplace: list[Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session.host_limits, "cores", lambda: 2)
+    monkeypatch.setattr(session.host_limits, "available_bytes", lambda: 24 * 2**30)
+    monkeypatch.delenv(oversubscription.ALLOWED, raising=False)
+    with pytest.raises(EnvironmentProblem, match=r"--ranks 64: this host has 2 cores .* at most 8, or add --overs"):
+        claim(ranks=64)
+    assert not Path("runs").exists()
+    assert claim(ranks=8).cluster.ranks == 8
+    monkeypatch.setenv(oversubscription.ALLOWED, "1")
+    assert claim(ranks=64).cluster.ranks == 64
+
+
+def test_a_failed_proof_is_accepted_by_name() -> None:
+    path = open_run().path
+    run = RunDir(path)
+    with pytest.raises(UserError, match=r"--accept heat: runs/tiny has no such stage; its stages are head, full"):
+        session.reopen_run(path, accept="heat")
+    with pytest.raises(UserError, match="the proof of stage head has not been made yet"):
+        session.reopen_run(path, accept="head")
+    failed = Proof(
+        index=0, stage="head", engine={"engine": "X"}, holds=False, groups=[], moved_though_frozen=["a"],
+        still_though_trained=[], unused=[], parameters=[],
+    )  # fmt: skip
+    proof.write(run, failed)
+    session.reopen_run(path, accept="head")
+    found = proof.read(run, 0, "head")
+    assert found is not None
+    assert found.is_accepted
+    found.raise_if_wrong("x", run)
+    assert proof.verdicts(run, ["head", "full"]) == ["the proof of stage head does not hold"]
+    proof.write(run, failed.model_copy(update={"holds": True}))
+    with pytest.raises(UserError, match="holds: there is nothing to accept"):
+        session.reopen_run(path, accept="head")
 
 
 def test_damaged_plan() -> None:
