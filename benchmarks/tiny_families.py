@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import transformers
 from transformers.models.auto import configuration_auto, modeling_auto
 
 KINDS = {

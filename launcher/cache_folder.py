@@ -1,4 +1,5 @@
-"""Where Thawline keeps what it can make again: ``$XDG_CACHE_HOME/thawline``, by default ``~/.cache/thawline``.
+"""Where Thawline keeps what it can make again: ``$THAWLINE_CACHE``, else ``$XDG_CACHE_HOME/thawline``, else
+``~/.cache/thawline``.
 
 Owns the folder's name. Nothing in it is needed: whoever reads it must do without.
 """
@@ -11,6 +12,8 @@ from pathlib import Path
 
 def cache_folder() -> Path:
     """The folder, made where it can be; by the XDG base directory specification a relative variable does not count."""
+    if home := os.environ.get("THAWLINE_CACHE"):
+        return Path(home)
     named = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(named) if Path(named).is_absolute() else Path("~/.cache").expanduser()
     return root / "thawline"

@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from launcher import nvme
+from launcher import host_limits, nvme
 from launcher.costs import gpu_kinds
 from launcher.costs.cpu_speed import CpuSpeed
 from launcher.errors import EnvironmentProblem, UserError
@@ -159,7 +159,9 @@ def described(
     elif gpus == 0:
         cluster = _on_node([], ranks or 1)
     else:
-        cluster = Cluster(gpus_per_node=gpus, ranks_per_node=gpus, host_memory_bytes=_host_memory_bytes(), bf16=True)
+        cluster = Cluster(
+            gpus_per_node=gpus, ranks_per_node=gpus, host_memory_bytes=host_limits.memory_bytes(), bf16=True
+        )
     changes: dict[str, object] = {"nodes": nodes}
     if gpu_kind is not None:
         kind = gpu_kinds.find(gpu_kind)
@@ -222,7 +224,7 @@ def _on_node(gpus: list[_Gpu], num_ranks: int) -> Cluster:
         ranks_per_node=num_ranks,
         gpu_memory_bytes=min(memories) if memories and len(memories) == len(gpus) else None,
         gpu_kind="+".join(sorted({gpu.kind for gpu in gpus})) or None,
-        host_memory_bytes=_host_memory_bytes(),
+        host_memory_bytes=host_limits.memory_bytes(),
         bf16=bool(gpus) and all(gpu.compute_capability >= BF16_COMPUTE_CAPABILITY for gpu in gpus),
     )
 
@@ -283,21 +285,6 @@ def _parse_gpu(line: str) -> _Gpu:
     version = re.fullmatch(r"[0-9]+\.[0-9]+", capability)
     memory_bytes = int(memory) * 2**20 if mebibytes else None
     return _Gpu(number, uuid, ", ".join(name), memory_bytes, float(capability) if version else 0.0)
-
-
-def _host_memory_bytes() -> int | None:
-    """What the machine has, or the container's limit where that is less."""
-    amounts = []
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except FileNotFoundError:  # not Linux
-        return None
-    if match := re.search(r"^MemTotal:\s+([0-9]+) kB", text, re.MULTILINE):
-        amounts.append(int(match[1]) * 1024)
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        if (file := Path(limit)).is_file() and (value := file.read_text().strip()).isdecimal():
-            amounts.append(int(value))
-    return min(amounts, default=None)
 
 
 def _count(number: int, noun: str) -> str:

@@ -8,6 +8,7 @@ images. Both: a README.md. Written beside and renamed, so a folder of that name 
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -23,11 +24,19 @@ from torch import nn
 
 from launcher import model_card, models
 from launcher.errors import UserError
-from launcher.models import adapters, image_spec, torchvision_models, transformers_processors, transformers_source
+from launcher.models import (
+    adapters,
+    image_spec,
+    own_task,
+    torchvision_models,
+    transformers_processors,
+    transformers_source,
+)
 from launcher.models.image_spec import ImageSpec
+from launcher.models.own_processor import own_processor
 from launcher.models.weights import SHARD_BYTES, WeightsReader, load_weights, named_state, write_weights
 from launcher.plan import RunPlan
-from launcher.recipe import ImageClassification, Model, Task
+from launcher.recipe import CausalLM, ImageClassification, Model, Task, TextClassification
 
 CONFIG = "config.json"
 
@@ -48,7 +57,7 @@ class Export:
     module: nn.Module
     """In evaluation mode, on the CPU."""
     processor: Any
-    """Tokenizer or `ImageSpec`, as `models.processor` gives it."""
+    """Tokenizer, `OwnProcessor` or `ImageSpec`, as `models.processor` gives it."""
     labels: list[str] | None
     """Label names in the order of their ids."""
     config: Any
@@ -62,11 +71,18 @@ def export(
     processor: Any,
     metrics: Mapping[str, float],
     best: Chosen | None = None,
+    written: str | None = None,
 ) -> None:
-    """Write the model folder from a stage's folder of weights, replacing one that is there. One rank calls this."""
-    card = model_card.card(plan, metrics, best.checkpoint if best else None)
+    """Write the model folder from a stage's folder of weights, replacing one that is there. One rank calls this.
+
+    ``written``: the recipe as its author wrote it, for the card; None: as it was resolved.
+    """
+    card = model_card.card(plan, metrics, best.checkpoint if best else None, written)
     recipe = plan.recipe
-    export_model(plan.model, recipe.task, plan.labels, Path(plan.recipe_dir), weights, destination, processor, card)
+    export_model(
+        plan.model, recipe.task, plan.labels, Path(plan.recipe_dir), weights, destination, processor, card,
+        max_length=recipe.data.max_length,
+    )  # fmt: skip
 
 
 def export_model(
@@ -79,8 +95,10 @@ def export_model(
     processor: Any,
     card: str,
     dtype: torch.dtype = torch.float32,
+    max_length: int | None = None,
 ) -> None:
-    """As `export`, from the parts: ``card`` is the text of README.md, ``dtype`` that of the exported weights.
+    """As `export`, from the parts: ``card`` is the text of README.md, ``dtype`` that of the exported weights,
+    ``max_length`` that of the texts in tokens; None: as the model's tokenizer says.
 
     The model is read from the disk while it is written: it may be larger than the memory.
     """
@@ -93,7 +111,7 @@ def export_model(
         if model != plain or dtype is not torch.float32:
             write_weights(_changed(model, task, labels, recipe_dir, weights, dtype), changed)
             weights = changed
-        _write(plain, task, labels, recipe_dir, weights, temporary, processor, dtype)
+        _write(plain, task, labels, recipe_dir, weights, temporary, processor, dtype, max_length)
     finally:
         shutil.rmtree(changed, ignore_errors=True)
     (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -102,7 +120,7 @@ def export_model(
 
 def _write(
     model: Model, task: Task, labels: list[str] | None, recipe_dir: Path, weights: Path, folder: Path, processor: Any,
-    dtype: torch.dtype,
+    dtype: torch.dtype, max_length: int | None,
 ) -> None:  # fmt: skip
     """The library's own files. The module ends here: on NFS a file that is still mapped cannot be deleted."""
     module = models.skeleton(model, task, labels, recipe_dir).to(dtype).eval()
@@ -112,7 +130,7 @@ def _write(
         config = _torchvision_config(model, task, labels or [], processor)
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     else:
-        _write_transformers(module, model, task, recipe_dir, processor, folder)
+        _write_transformers(module, model, task, recipe_dir, processor, folder, max_length)
 
 
 def load_export(folder: Path) -> Export:
@@ -129,18 +147,19 @@ def load_export(folder: Path) -> Export:
     return _load_transformers(folder)
 
 
-def _write_transformers(module: Any, model: Model, task: Task, recipe_dir: Path, processor: Any, folder: Path) -> None:
-    module.config.name_or_path = model.source
+def _write_transformers(
+    module: Any, model: Model, task: Task, recipe_dir: Path, processor: Any, folder: Path, max_length: int | None
+) -> None:
+    own_task.finish(module, model.source, processor)
     if isinstance(task, ImageClassification):
-        own = transformers_processors.image_processor(model, recipe_dir)
-        transformers_processors.set_image_size(own, processor)
-        own.save_pretrained(folder)
-    else:
         processor.save_pretrained(folder)
-    if module.can_generate():
-        generation = transformers_source.generation_config(model, recipe_dir)
-        if generation is not None:
-            module.generation_config = generation
+    else:
+        limit = max_length if isinstance(task, TextClassification) else None
+        transformers_processors.exported_tokenizer(processor, limit).save_pretrained(folder)
+    if isinstance(task, CausalLM) and module.can_generate():
+        found = transformers_source.generation_config(model, recipe_dir)
+        ends = task.end_of_text is not False
+        module.generation_config = own_task.generation(module, found, processor, ends=ends)
     with transformers_source.quiet():
         module.save_pretrained(folder, max_shard_size=SHARD_BYTES)
 
@@ -173,7 +192,9 @@ def _load_transformers(folder: Path) -> Export:
     with transformers_source.quiet():
         module = model_class.from_pretrained(folder, config=config, dtype=torch.float32).eval()
     if (folder / "preprocessor_config.json").is_file():
-        processor: Any = image_spec.from_transformers(transformers.AutoImageProcessor.from_pretrained(folder))
+        processor: Any = own_processor(
+            transformers.AutoImageProcessor.from_pretrained(folder), inspect.signature(module.forward).parameters
+        )
     else:
         processor = transformers.AutoTokenizer.from_pretrained(folder)
     has_labels = "For" in config.architectures[0] and config.architectures[0].endswith("Classification")

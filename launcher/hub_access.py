@@ -75,14 +75,23 @@ def cached_commit(kind: str, name: str, revision: str | None) -> str | None:
 
     ``kind`` is ``model`` or ``dataset``.
     """
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
+    folder = _folder(kind, name)
     reference = folder / "refs" / (revision or "main")
     if reference.is_file():
         return reference.read_text().strip()
     return revision if revision and (folder / "snapshots" / revision).is_dir() else None
+
+
+def snapshot(kind: str, name: str, commit: str) -> Path:
+    """The folder in which the hub's library keeps what it fetched of a commit; it may hold but some of the files."""
+    return _folder(kind, name) / "snapshots" / commit
+
+
+def _folder(kind: str, name: str) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
 
 
 def refusal(error: BaseException, key: str, name: str, revision: str | None) -> UserError | None:

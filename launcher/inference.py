@@ -6,6 +6,7 @@ figure they print is the exported model's own. One process, on the GPU if there 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,19 @@ import torch
 from torch import nn
 
 from launcher import data, hub_access, prediction_inputs, tasks
+from launcher.data import bad_rows, media_check
 from launcher.data.batches import evaluation_batches
-from launcher.errors import UserError
+from launcher.errors import DataError, UserError
 from launcher.evaluation import evaluate as measure
 from launcher.export import load_export
 from launcher.plan import RunPlan
 from launcher.plan.saved import read_plan
 from launcher.recipe import ImageClassification
+from launcher.recipe.data import Data
 from launcher.run_dir import RunDir
 from launcher.tasks import BoundTask
 
+log = logging.getLogger(__name__)
 ROWS_AT_ONCE = 32
 
 
@@ -70,12 +74,30 @@ def predict(run_dir: RunDir, inputs: Sequence[str]) -> Predictions:
     """
     plan = read_plan(run_dir)
     if isinstance(plan.recipe.task, ImageClassification):
-        rows = prediction_inputs.image_rows(inputs, plan.recipe.data)
+        rows = _sound(prediction_inputs.image_rows(inputs, plan.recipe.data), plan.recipe.data)
     else:
         is_pair = "text_pair" in plan.data.columns
         rows = prediction_inputs.text_rows(inputs, plan.recipe.data, is_pair=is_pair)
     columns = list(dict.fromkeys(name for row in rows for name in row[prediction_inputs.OWN]))
     return Predictions(columns, _answers(rows, *_loaded(run_dir, plan)))
+
+
+def _sound(rows: list[dict[str, Any]], data_settings: Data) -> list[dict[str, Any]]:
+    """The rows whose image can be decoded; all are looked at before the first answer.
+
+    Raises:
+        DataError: there are others, and the run's recipe does not say ``on_bad_row: skip``.
+    """
+    found = media_check.damaged_values([row["image"] for row in rows], [row["id"] for row in rows])
+    lines = "\n".join(f"  {rows[place]['id']}: {why}" for place, why in list(found.items())[: bad_rows.NAMED])
+    said = f"{len(found):,} of {len(rows):,} images cannot be read:\n{lines}"
+    if len(found) > bad_rows.NAMED:
+        said += f"\n  … and {len(found) - bad_rows.NAMED:,} more"
+    if found and (data_settings.on_bad_row == "error" or len(found) == len(rows)):
+        raise DataError(f"{said}\nrepair them, or leave them out of what you ask for")
+    if found:
+        log.warning("%s\nthey have no answer, since the run's recipe says data.on_bad_row: skip", said)
+    return [row for place, row in enumerate(rows) if place not in found]
 
 
 def _answers(

@@ -19,20 +19,16 @@ PIPELINES = {
     "causal-lm": "text-generation",
 }
 """Task kind -> the hub's word for it."""
-LOADERS = {
-    "text-classification": "AutoModelForSequenceClassification",
-    "image-classification": "AutoModelForImageClassification",
-    "causal-lm": "AutoModelForCausalLM",
-}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
-def card(plan: RunPlan, metrics: Mapping[str, float], checkpoint: str | None) -> str:
+def card(plan: RunPlan, metrics: Mapping[str, float], checkpoint: str | None = None, written: str | None = None) -> str:
     """Markdown with the hub's front matter.
 
     Args:
         metrics: of the exported weights, on the validation split.
         checkpoint: name of the checkpoint that was chosen as best; None: the last weights.
+        written: the recipe as its author wrote it; None: with every setting of every stage.
     """
     recipe = plan.recipe
     parts = [
@@ -48,7 +44,7 @@ def card(plan: RunPlan, metrics: Mapping[str, float], checkpoint: str | None) ->
         "## Use",
         _use(plan),
         "## Recipe",
-        f"```yaml\n{reading.dump(recipe).strip()}\n```",
+        f"```yaml\n{(written or reading.dump(recipe)).strip()}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -107,16 +103,63 @@ def _stages(stages: list[StagePlan]) -> str:
 
 
 def _use(plan: RunPlan) -> str:
-    if plan.recipe.model.source.startswith("torchvision:"):
-        name = plan.recipe.model.source.removeprefix("torchvision:")
-        lines = [
-            "import json, torchvision",
-            "from safetensors.torch import load_file",
-            'config = json.load(open("FOLDER/config.json"))',
-            f'model = torchvision.models.get_model("{name}", num_classes=config["num_labels"], **config["arguments"])',
-            'model.load_state_dict(load_file("FOLDER/model.safetensors"))',
-        ]
-    else:
-        loader = LOADERS[plan.recipe.task.kind]
-        lines = [f"from transformers import {loader}", f'model = {loader}.from_pretrained("FOLDER")']
-    return "```python\n" + "\n".join(lines) + "\n```\n\nOr `thawline predict RUN INPUT`."
+    return f"```python\n{_example(plan).strip()}\n```\n\nFOLDER is this one. Or `thawline predict RUN INPUT`."
+
+
+def _example(plan: RunPlan) -> str:
+    """Python that runs once FOLDER is replaced."""
+    recipe = plan.recipe
+    if recipe.model.source.startswith("torchvision:"):
+        return TORCHVISION.replace("NAME", recipe.model.source.removeprefix("torchvision:"))
+    example = EXAMPLES[recipe.task.kind]
+    return example.replace(ONE_TEXT, TWO_TEXTS) if "text_pair" in plan.data.columns else example
+
+
+ONE_TEXT = '"a text to classify"'
+TWO_TEXTS = '{"text": "a text to classify", "text_pair": "and the one it goes with"}'
+EXAMPLES = {
+    "text-classification": f"""
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+model = AutoModelForSequenceClassification.from_pretrained("FOLDER")
+classify = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained("FOLDER"))
+print(classify({ONE_TEXT}, truncation=True, top_k=None))
+""",
+    "image-classification": """
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+model = AutoModelForImageClassification.from_pretrained("FOLDER")
+processor = AutoImageProcessor.from_pretrained("FOLDER")
+classify = pipeline("image-classification", model=model, image_processor=processor)
+print(classify(Image.new("RGB", (640, 480))))  # Image.open("an-image.jpg")
+""",
+    "causal-lm": """
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER", padding_side="left")  # so that several texts can be continued
+print(pipeline("text-generation", model=model, tokenizer=tokenizer)("The first words", max_new_tokens=50))
+""",
+}
+"""Task kind -> how to use its model."""
+TORCHVISION = """
+import json
+import torchvision
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision import transforms
+
+config = json.load(open("FOLDER/config.json"))
+model = torchvision.models.get_model("NAME", num_classes=config["num_labels"], **config["arguments"]).eval()
+model.load_state_dict(load_file("FOLDER/model.safetensors"))
+image = config["image"]
+prepare = transforms.Compose([
+    transforms.Resize(image["size"], transforms.InterpolationMode(image["interpolation"])),
+    transforms.CenterCrop(image["crop"]),
+    transforms.ToTensor(),
+    transforms.Normalize(image["mean"], image["std"]),
+])
+logits = model(prepare(Image.new("RGB", (640, 480)))[None])  # Image.open("an-image.jpg").convert("RGB")
+print(config["id2label"][str(logits.argmax().item())])
+"""

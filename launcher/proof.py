@@ -196,7 +196,7 @@ def accept(run_dir: RunDir, stages: Sequence[str], stage: str) -> None:
         raise UserError(f"--accept {stage}: {run_dir.path} has no such stage; its stages are {', '.join(stages)}")
     found = read(run_dir, stages.index(stage), stage)
     if found is None or found.holds:
-        what = "has not ended yet" if found is None else "holds: there is nothing to accept"
+        what = "has not been made yet" if found is None else "holds: there is nothing to accept"
         raise UserError(f"--accept {stage}: the proof of stage {stage} {what}; leave --accept out")
     write(run_dir, found.model_copy(update={"is_accepted": True}))
 

@@ -12,11 +12,15 @@ Owns the layout of ``RUN/``. Refuses to know what the files hold. Everybody who 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
+
+from launcher.errors import EnvironmentProblem, ThawlineError, UserError
 
 _CHECKPOINT = re.compile(r"^(\d{2,})-(.+)-step-(\d{8,})$")
 
@@ -45,9 +49,34 @@ class RunDir:
         return shlex.quote(str(self.path))
 
     def create(self) -> None:
-        """Make the folder and those that every run fills."""
-        for folder in (self.path, self.logs, self.checkpoints, self.stages):
-            folder.mkdir(parents=True, exist_ok=True)
+        """Make the folder and those that every run fills, and see that files can be written there.
+
+        Raises:
+            UserError: the path leads to or through a file, or is none.
+            EnvironmentProblem: this user may not write there, or the disk does not take it.
+        """
+        folder = self.path
+        try:
+            for folder in (self.path, self.logs, self.checkpoints, self.stages):
+                folder.mkdir(parents=True, exist_ok=True)
+            folder = self.path
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise self.refusal(folder, error) from error
+
+    def refusal(self, folder: Path, error: OSError) -> ThawlineError:
+        """What to say of the run's folder, or of something in it, that cannot be made or written."""
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            file = next((one for one in (folder, *folder.parents) if one.is_symlink() or one.is_file()), folder)
+            what = "is a link that leads nowhere" if file.is_symlink() and not file.exists() else "is a file"
+            where = f"{self.path}: it" if file == self.path else f"{self.path}: {file}"
+            return UserError(f"{where} {what}, and a run needs a folder; choose another --run-dir")
+        if error.errno == errno.ENAMETOOLONG:
+            return UserError(f"{self.path}: the name is too long for a folder; choose another --run-dir")
+        return EnvironmentProblem(
+            f"{folder} cannot be written ({error.strerror}); choose another --run-dir, or see to its owner and its disk"
+        )
 
     @property
     def recipe(self) -> Path:
@@ -58,6 +87,11 @@ class RunDir:
     def plan(self) -> Path:
         """The resolved plan; workers read only this."""
         return self.path / "plan.json"
+
+    @property
+    def data_facts(self) -> Path:
+        """What was found in the data, until there is a plan, which has it."""
+        return self.path / "data_facts.json"
 
     @property
     def status(self) -> Path:

@@ -32,7 +32,10 @@ def take(run: RunDir) -> None:
     key = run.path.resolve()
     if key in _held or orphans.launcher_pid() is not None:  # the launcher has it, and ends with its ranks
         return
-    file = run.launcher_lock.open("a+")
+    try:
+        file = run.launcher_lock.open("a+")
+    except OSError as error:
+        raise run.refusal(run.launcher_lock, error) from error
     is_job = ATTEMPT in os.environ
     try:
         _lock(file, PATIENCE_S if is_job else 0.0)
@@ -52,6 +55,18 @@ def take(run: RunDir) -> None:
     file.write(f"{os.getpid()}\n")
     file.flush()
     _held[key] = file
+
+
+def holder(run: RunDir) -> int | None:
+    """The process on this host that took the run last, if it lives; looking at the lock itself would be in its way."""
+    try:
+        pid = int(run.launcher_lock.read_text())
+        os.kill(pid, 0)
+    except PermissionError:  # another user's
+        return pid
+    except (OSError, ValueError):
+        return None
+    return pid
 
 
 def _lock(file: IO[str], patience_s: float) -> None:

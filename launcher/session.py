@@ -4,8 +4,9 @@ Owns the writing of ``recipe.yaml`` and ``plan.json``, once.
 A run that exists keeps its plan: what was asked now is compared with it, and a difference is an error that says where,
 unless nothing that it trained is saved yet: then the run is planned anew.
 
-`cli` claims a run for this machine's ranks without importing torch. The first rank plans a new one, whoever started
-it: it has imported what planning needs, and so only once. Starts no ranks; that is `launch`.
+`cli` claims a run for this machine's ranks without importing torch. What is wrong with the data of a new one is told
+then, at once. The first rank plans it, whoever started it: it has imported what planning needs, and so only once.
+Starts no ranks; that is `launch`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,22 @@ from pathlib import Path
 from typing import Literal
 
 from launcher import cluster as clusters
-from launcher import hub_access, orphans, proof, rank_error, run_lock, split_stages
+from launcher import (
+    data_survey,
+    host_limits,
+    hub_access,
+    orphans,
+    oversubscription,
+    phases,
+    proof,
+    rank_error,
+    run_lock,
+    split_stages,
+)
 from launcher.cluster import Cluster
 from launcher.errors import UserError
 from launcher.plan import RunPlan, free_space
+from launcher.plan.data_facts import DataFacts
 from launcher.plan.saved import read_plan
 from launcher.recipe import Recipe, differences, reading
 from launcher.run_dir import RunDir, parse_checkpoint, write_atomic
@@ -67,20 +80,27 @@ def claim_run(
         UserError: the recipe is wrong, or the folder holds another run; the message has each difference.
         EnvironmentProblem: the machine lacks what was asked for.
     """
-    recipe, _ = reading.load_with_origins(recipe_path, overrides)
+    recipe, origins = reading.load_with_origins(recipe_path, overrides)
     run = RunDir(run_dir or RUNS / recipe.name)
     if _holds(run, recipe):
         return _claimed(run, ranks)
     cluster = _cluster(ranks, from_environment=False)
+    oversubscription.require_room(cluster, host_limits.available_bytes(), f"--ranks {ranks}")
+    found = data_survey.look(recipe, recipe_path.resolve().parent, cluster.ranks, origins)
     is_folder_new = not run.path.exists()
     run.create()
     run_lock.take(run)
     if _holds(run, recipe):  # a process that came first has planned it meanwhile
         return _claimed(run, ranks)
+    # Who looks at it before it has a plan sees that it starts.
+    write_status(run, new_status(run, recipe.name, len(recipe.stages), cluster.ranks, os.getpid(), "importing"))
     hub_access.stay_offline_if_unreachable(recipe)  # said here, where the user sees it, and so for all ranks
     changes = (part for change in overrides for part in ("--set", change))
-    arguments = (str(recipe_path), "--run-dir", str(run.path), "--unplanned", *changes)
-    return Claim(run.path, cluster, "new", arguments, is_folder_new)
+    arguments = [str(recipe_path), "--run-dir", str(run.path), "--unplanned", *changes]
+    if found is not None:
+        write_atomic(run.data_facts, found.model_dump_json())
+        arguments += ["--data-facts", str(run.data_facts)]
+    return Claim(run.path, cluster, "new", tuple(arguments), is_folder_new)
 
 
 def withdraw(claim: Claim) -> None:
@@ -89,7 +109,8 @@ def withdraw(claim: Claim) -> None:
     A folder that was there before, or that somebody has put anything else in, stays.
     """
     run = RunDir(claim.path)
-    ours = {path.name for path in (run.logs, run.checkpoints, run.stages, run.launcher_lock)}
+    paths = (run.logs, run.checkpoints, run.stages, run.launcher_lock, run.status, run.data_facts)
+    ours = {path.name for path in paths}
     if not claim.is_folder_new or not {path.name for path in run.path.iterdir()} <= ours:
         return
     # Out of the way at once: a network's file system keeps what is open, and this process has the lock open.
@@ -113,8 +134,14 @@ def reopen_run(run_dir: Path, ranks: int | None = None, accept: str | None = Non
     return _claimed(run, ranks)
 
 
-def open_run(recipe_path: Path, overrides: Sequence[str] = (), run_dir: Path | None = None) -> Session:
+def open_run(
+    recipe_path: Path, overrides: Sequence[str] = (), run_dir: Path | None = None, data_facts: Path | None = None
+) -> Session:
     """For the ranks that were started: the run of a recipe, planned and written now, or the one that is there already.
+
+    Args:
+        recipe_path, overrides, run_dir: as of `claim_run`.
+        data_facts: the file in which it left what it found in the data; None: the data is read now.
 
     Raises:
         UserError: the recipe is wrong, or the folder holds another run; the message has each difference.
@@ -128,7 +155,10 @@ def open_run(recipe_path: Path, overrides: Sequence[str] = (), run_dir: Path | N
     from launcher import survey  # imports torch, transformers and datasets
 
     cluster = clusters.with_own_disk(_cluster(None, from_environment=True))
-    plan = survey.prepare(recipe, recipe_path.resolve().parent, cluster, origins)
+    oversubscription.require_room(cluster, cluster.host_memory_bytes, f"LOCAL_WORLD_SIZE={cluster.ranks_per_node}")
+    facts = DataFacts.model_validate_json(data_facts.read_text()) if data_facts is not None else None
+    plan = survey.prepare(recipe, recipe_path.resolve().parent, cluster, origins, facts)
+    oversubscription.require_memory(plan)
     free_space.require(plan, run)
     run.create()
     run_lock.take(run)
@@ -143,6 +173,7 @@ def open_run(recipe_path: Path, overrides: Sequence[str] = (), run_dir: Path | N
 
         write_atomic(run.skipped, bad_rows.as_lines(plan.data.skipped))
     write_atomic(run.plan, plan.model_dump_json(indent=1))
+    run.data_facts.unlink(missing_ok=True)  # they are in the plan
     _announce(run, plan, orphans.launcher_pid())
     return Session(run.path, plan, "new")
 
@@ -201,7 +232,11 @@ def _holds(run: RunDir, recipe: Recipe) -> bool:
 
     Raises: UserError as `_is_replaceable`.
     """
-    return run.plan.is_file() and not _is_replaceable(run, recipe)
+    try:
+        is_planned = run.plan.is_file()
+    except OSError as error:
+        raise run.refusal(run.path, error) from error
+    return is_planned and not _is_replaceable(run, recipe)
 
 
 def _is_replaceable(run: RunDir, recipe: Recipe) -> bool:
@@ -262,7 +297,10 @@ def _reopened(run: RunDir, ranks: int | None, from_environment: bool) -> Session
 
 def _claimed(run: RunDir, ranks: int | None) -> Claim:
     found = _reopened(run, ranks, from_environment=False)
-    return Claim(run.path, found.plan.cluster, found.standing, (str(run.recipe), "--run-dir", str(run.path)))
+    cluster = found.plan.cluster
+    if found.standing != "finished":
+        oversubscription.require_room(cluster, host_limits.available_bytes(), f"{cluster} of {run.path}")
+    return Claim(run.path, cluster, found.standing, (str(run.recipe), "--run-dir", str(run.path)))
 
 
 def _refuse_other_cluster(run: RunDir, plan: RunPlan, ranks: int | None, from_environment: bool) -> None:
@@ -294,4 +332,6 @@ def _cluster(ranks: int | None, from_environment: bool) -> Cluster:
 
 def _announce(run: RunDir, plan: RunPlan, launcher_pid: int | None) -> None:
     run.create()
-    write_status(run, new_status(run, plan.recipe.name, len(plan.stages), plan.cluster.ranks, launcher_pid))
+    phases.knows(run)
+    phase = phases.current() or "importing"
+    write_status(run, new_status(run, plan.recipe.name, len(plan.stages), plan.cluster.ranks, launcher_pid, phase))

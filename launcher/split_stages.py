@@ -55,11 +55,13 @@ def planned_for(run: RunDir, plan: RunPlan, cluster: Cluster) -> RunPlan:
     may_differ = ranks_vary() or last_stage() is not None
     if not may_differ or _is_alike(plan.cluster, cluster) or not is_for_any_ranks(run, plan):
         return plan
-    from launcher import survey  # imports torch, transformers and datasets
+    from launcher import data, survey  # imports torch, transformers and datasets
 
     _, origins = reading.load_with_origins(run.recipe)
-    known = {"skipped": plan.data.skipped} if plan.data.skipped else {}
-    fresh = survey.prepare(plan.recipe, Path(plan.recipe_dir), cluster, origins, **known)
+    recipe, recipe_dir, skipped = plan.recipe, Path(plan.recipe_dir), plan.data.skipped
+    # What was left out stays so, repaired or not: without these rows the run goes on, with them it is another.
+    found = data.load(recipe.data, recipe.task, recipe_dir, skipped).facts() if skipped else None
+    fresh = survey.prepare(recipe, recipe_dir, cluster, origins, found)
     if found := fresh.data.differences(plan.data):
         raise UserError(f"the data is not what the first stage was planned for: {'; '.join(found)}; restore it")
     done = num_done(run, plan)

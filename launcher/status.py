@@ -17,12 +17,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from launcher.errors import UserError
+from launcher.errors import EnvironmentProblem, UserError
 from launcher.memory_record import read_all
 from launcher.plan import measured_time, micro_size
 from launcher.run_dir import RunDir, write_atomic
 
 State = Literal["preparing", "running", "evaluating", "stopped", "interrupted", "failed", "finished"]
+Phase = Literal["importing", "reading data", "planning", "building", "first step"]
+"""What a run is at before a stage's first step is done."""
 ACTIVE: tuple[State, ...] = ("preparing", "running", "evaluating")
 RESUMABLE = (*ACTIVE, "stopped", "interrupted", "failed")
 QUIET_AFTER_S = 10.0
@@ -39,6 +41,8 @@ class Status(BaseModel):
     name: str
     """The recipe's."""
     state: State
+    phase: Phase | None = None
+    """What it is at while it starts; None once a stage's first step is done."""
     stage: str | None = None
     stage_index: int | None = None
     stages: int
@@ -92,9 +96,13 @@ def read_status(run_dir: RunDir) -> Status:
     """
     try:
         return Status.model_validate_json(run_dir.status.read_bytes())
-    except FileNotFoundError as error:
-        what = "holds no run: it has no status.json" if run_dir.path.is_dir() else "is not there"
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = "is not there"
+        if run_dir.path.exists():
+            what = "holds no run: it has no status.json" if run_dir.path.is_dir() else "is a file, and no run's folder"
         raise UserError(f"{run_dir.path} {what}{_runs_nearby(run_dir.path)}") from error
+    except OSError as error:
+        raise EnvironmentProblem(f"{run_dir.status} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise UserError(
             f"{run_dir.status} is not a status of this version of thawline: {error.errors()[0]['msg']}; "
@@ -102,7 +110,9 @@ def read_status(run_dir: RunDir) -> Status:
         ) from error
 
 
-def new_status(run_dir: RunDir, name: str, stages: int, ranks: int, launcher_pid: int | None) -> Status:
+def new_status(
+    run_dir: RunDir, name: str, stages: int, ranks: int, launcher_pid: int | None, phase: Phase | None = None
+) -> Status:
     """The status of a run that starts, or starts again, in this process."""
     now = time.time()
     try:
@@ -112,6 +122,7 @@ def new_status(run_dir: RunDir, name: str, stages: int, ranks: int, launcher_pid
     return Status(
         name=name,
         state="preparing",
+        phase=phase,
         stages=stages,
         ranks=ranks,
         hostname=socket.gethostname(),
@@ -137,7 +148,7 @@ def close_status(run_dir: RunDir, state: State, message: str) -> None:
     except UserError:
         return
     if status.state != state or state == "failed":
-        changes = {"state": state, "message": message, "eta_s": None, "updated": time.time()}
+        changes = {"state": state, "phase": None, "message": message, "eta_s": None, "updated": time.time()}
         write_status(run_dir, status.model_copy(update=changes))
 
 
@@ -160,6 +171,8 @@ def render(status: Status, run_dir: RunDir, now: float | None = None, *, is_queu
         ("run", f"{status.name}, {run_dir.path}"),
         ("state", f"{state}, updated {duration(moment - status.updated)} ago"),
     ]
+    if status.phase is not None and status.state in ACTIVE:
+        rows.append(("phase", status.phase))
     if status.stage is not None and status.stage_index is not None:
         rows.append(("stage", f"{status.stage}, {status.stage_index + 1} of {status.stages}"))
         share = f" ({100 * status.step / status.steps:.0f}%)" if status.steps else ""
@@ -179,7 +192,8 @@ def render(status: Status, run_dir: RunDir, now: float | None = None, *, is_queu
     if status.message:
         rows.append(("message", status.message.replace("\n", "\n" + " " * 12)))
     if not is_queued and (is_lost or (status.state in RESUMABLE and status.state not in ACTIVE)):
-        rows.append(("next", run_dir.going_on()))
+        is_planned = status.stage is not None or run_dir.plan.is_file()
+        rows.append(("next", run_dir.going_on() if is_planned else "the same `thawline run`: there is no plan yet"))
     if status.state == "finished":
         rows.append(("model", str(run_dir.model)))
     return "\n".join(f"{name:<12}{text}" for name, text in rows)

@@ -1,31 +1,31 @@
 """Looks at the model and the data, then plans: the way from a recipe to a `RunPlan`.
 
 The model is built on the meta device from its configuration, so no weights are downloaded; the data is read for its
-counts and labels. What either shows to be wrong is told with the line of the recipe that says otherwise, all at once.
-Called by ``thawline plan`` and by the first rank of a new run.
+counts and labels, unless `data_survey` has done so a moment ago. What either shows to be wrong is told with the line of
+the recipe that says otherwise, all at once. Called by ``thawline plan`` and by the first rank of a new run.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from launcher import cpu_measurement, data, models, plan, stages, tasks
+from launcher import cpu_measurement, data, data_survey, models, phases, plan, stages, tasks
 from launcher.cluster import Cluster
 from launcher.costs.peak import Activations, NotCounted
-from launcher.data.checking import load_checked, without
+from launcher.data.checking import without
+from launcher.data_survey import as_problem, batch_problems, with_line
 from launcher.errors import EnvironmentProblem, Problem, RecipeError, UserError
 from launcher.models import activations, recompute
 from launcher.models.flops import FlopMeter
 from launcher.plan import assumed, fit, memory_plot, search, ways
-from launcher.plan.data_facts import DataFacts, SkippedRow
-from launcher.plan.parameters import ModelFacts, groups
+from launcher.plan.data_facts import DataFacts
+from launcher.plan.parameters import ModelFacts, groups, select
 from launcher.recipe import Lora, Recipe
 from launcher.recipe.problems import Origins, unique
 from launcher.tasks import text_check
@@ -33,8 +33,6 @@ from launcher.typical_length import TypicalLength
 
 ANY_LENGTH = TypicalLength([])
 """Where no rows were looked at."""
-_KEY = re.compile(r"(?:data|task|model|batch)(?:\.\w+)+")
-"""A dotted path at the start of a message."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +58,37 @@ class Survey:
 
 
 def prepare(
-    recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins, skipped: Sequence[SkippedRow] = ()
+    recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins, data_facts: DataFacts | None = None
 ) -> plan.RunPlan:
-    """Resolve a recipe for a cluster. ``skipped``: rows that an earlier plan of the same run left out.
+    """Resolve a recipe for a cluster.
+
+    Args:
+        recipe: what is to be trained.
+        recipe_dir: what its paths are relative to.
+        cluster: on what.
+        origins: where each of its keys was written.
+        data_facts: what `data_survey` found a moment ago; None: the data is read now.
 
     Raises:
         RecipeError: the data or the model are not what the recipe says; a pattern matches nothing; sizes do not divide.
         EnvironmentProblem: the cluster lacks what the recipe asks for, or the hub cannot be reached.
     """
-    return _look(recipe, recipe, recipe_dir, cluster, origins, None, skipped).plan
+    return _look(recipe, recipe, recipe_dir, cluster, origins, None, data_facts).plan
 
 
 @contextmanager
 def foresee(
-    recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: Origins, model_config: Path | None = None
+    recipe: Recipe,
+    recipe_dir: Path,
+    cluster: Cluster,
+    origins: Origins,
+    model_config: Path | None = None,
+    data_facts: DataFacts | None = None,
 ) -> Iterator[Survey]:
     """As `prepare`, for looking alone: where the hub cannot be reached, what `plan.assumed` knows takes its place.
 
     Args:
+        recipe, recipe_dir, cluster, origins, data_facts: see `prepare`.
         model_config: a config.json to take instead of the model's own.
 
     Raises:
@@ -95,7 +106,7 @@ def foresee(
                 built = recipe.model_copy(update={"model": model})
                 origin = str(model_config) if model_config else "the table of configurations that thawline ships"
                 assumptions.append(f"the sizes of {recipe.model.source} are those of {origin}")
-        yield _look(recipe, built, recipe_dir, cluster, origins, assumptions)
+        yield _look(recipe, built, recipe_dir, cluster, origins, assumptions, data_facts)
 
 
 def _has_configuration(recipe: Recipe, recipe_dir: Path) -> bool:
@@ -115,19 +126,20 @@ def _look(
     cluster: Cluster,
     origins: Origins,
     assumptions: list[str] | None,
-    skipped: Sequence[SkippedRow] = (),
+    data_facts: DataFacts | None,
 ) -> Survey:
     """``built`` is the recipe with the model that is looked at; ``assumptions`` is None where none may be made."""
     problems: list[Problem] = []
-    splits, data_facts = _data_facts(recipe, recipe_dir, problems, assumptions, skipped)
+    if data_facts is None:
+        phases.enter("reading data")
+        data_facts = _data_facts(recipe, recipe_dir, problems, assumptions)
+    phases.enter("planning")
     model_facts = _model_facts(built, recipe_dir, data_facts, problems)
-    processor, lengths = None, ANY_LENGTH
+    processor, task, lengths = None, None, ANY_LENGTH
     if model_facts and data_facts and built is recipe:
         processor, task = _checked_processor(recipe, recipe_dir, data_facts.labels, problems)
-        if splits and processor:
-            data_facts = _facts_of_tokens(recipe, recipe_dir, splits, data_facts, processor, problems)
-        if task is not None and splits is not None and not problems:
-            lengths = _lengths(task, splits, problems)
+        if task is not None and "text" in data_facts.columns and data_facts.digests:  # or it was assumed
+            data_facts, lengths = _texts(recipe, recipe_dir, data_facts, processor, task, problems)
     cluster = cpu_measurement.measured(cluster)
     resolved: plan.RunPlan | None = None
     if model_facts and data_facts:
@@ -138,11 +150,13 @@ def _look(
     else:
         problems += _stage_problems(recipe, cluster, model_facts)
     if problems or resolved is None:
-        raise RecipeError(unique([_with_line(problem, origins) for problem in problems]))
+        raise RecipeError(unique([with_line(problem, origins) for problem in problems]))
     assert model_facts, "a plan is resolved from them"
+    told = {"notes": task.notes() if task else [], "warnings": _untrained_head(resolved, built, model_facts)}
+    resolved = resolved.model_copy(update=told)
     module = models.outline(built.model, built.task, resolved.labels, recipe_dir)
     if refused := _checkpointing_problems(recipe, module):
-        raise RecipeError([_with_line(problem, origins) for problem in refused])
+        raise RecipeError([with_line(problem, origins) for problem in refused])
     count = counter(built, module, cluster, processor, lengths)
     labels = resolved.labels
 
@@ -200,12 +214,8 @@ def counter(
 
 def _stage_problems(recipe: Recipe, cluster: Cluster, model_facts: ModelFacts | None) -> list[Problem]:
     """What can be said of the stages' batches and patterns while the data or the model is wrong itself."""
-    problems: list[Problem] = []
+    problems = batch_problems(recipe, cluster.ranks)
     for stage in recipe.stages:
-        try:
-            plan.resolve_batch(stage, cluster.ranks)
-        except RecipeError as error:
-            problems += error.problems
         try:
             if model_facts:
                 groups(stage, model_facts)
@@ -221,44 +231,38 @@ def _checkpointing_problems(recipe: Recipe, module: Any) -> list[Problem]:
 
 
 def _data_facts(
-    recipe: Recipe,
-    recipe_dir: Path,
-    problems: list[Problem],
-    assumptions: list[str] | None,
-    skipped: Sequence[SkippedRow],
-) -> tuple[data.Splits | None, DataFacts | None]:
+    recipe: Recipe, recipe_dir: Path, problems: list[Problem], assumptions: list[str] | None
+) -> DataFacts | None:
     try:
-        splits = load_checked(recipe.data, recipe.task, recipe_dir, skipped)
-        return splits, splits.facts()
+        return data_survey.facts(recipe, recipe_dir, problems)
     except EnvironmentProblem:
         facts = assumed.data_facts(recipe) if assumptions is not None else None
         if facts is None or assumptions is None:
             raise
         assumptions.append(f"the data has the {recipe.data.limit:,} rows of data.limit")
-        return None, facts
-    except UserError as error:
-        problems.append(_as_problem(error, "data"))
-        return None, None
-
-
-def _facts_of_tokens(
-    recipe: Recipe,
-    recipe_dir: Path,
-    splits: data.Splits,
-    facts: DataFacts,
-    processor: Any,
-    problems: list[Problem],
-) -> DataFacts | None:
-    """The data's facts without the texts that the model cannot take; None where they are refused."""
-    if "text" not in splits.train.columns:
         return facts
+
+
+def _texts(
+    recipe: Recipe, recipe_dir: Path, facts: DataFacts, processor: Any, task: tasks.BoundTask, problems: list[Problem]
+) -> tuple[DataFacts | None, TypicalLength]:
+    """The data's facts without the texts that the model cannot take, and how long the others are.
+
+    None, and a problem more, where such texts are refused.
+    """
     try:
+        splits = data.load(recipe.data, recipe.task, recipe_dir, facts.skipped)
         config = models.configuration(recipe.model, recipe.task, facts.labels, recipe_dir)
-        found = text_check.bad_texts(splits.by_name(), processor, config, recipe.data.max_length)
-        return without(splits, found, recipe.data, "data.columns.text", text_check.WHAT).facts() if found else facts
+        is_classified = recipe.task.kind == "text-classification"
+        length = recipe.data.max_length
+        found = text_check.bad_texts(splits.by_name(), processor, config, length, is_classified=is_classified)
+        if found:
+            splits = without(splits, found, recipe.data, "data.columns.text", text_check.WHAT)
+            facts = splits.facts()
     except UserError as error:
-        problems.append(_as_problem(error, "data"))
-        return None
+        problems.append(as_problem(error, "data"))
+        return None, ANY_LENGTH
+    return facts, _lengths(task, splits, problems) if not problems else ANY_LENGTH
 
 
 def _model_facts(
@@ -270,7 +274,7 @@ def _model_facts(
     try:
         return models.facts(recipe.model, recipe.task, num_labels, recipe_dir)
     except UserError as error:
-        problems.append(_as_problem(error, "model.source"))
+        problems.append(as_problem(error, "model.source"))
         return None
 
 
@@ -283,25 +287,27 @@ def _checked_processor(
         processor = models.processor(recipe.model, recipe.task, recipe_dir)
         return processor, tasks.bind(recipe.task, recipe.data, processor, labels, config)
     except UserError as error:
-        problems.append(_as_problem(error, "model.source"))
+        problems.append(as_problem(error, "model.source"))
         return None, None
+
+
+def _untrained_head(resolved: plan.RunPlan, built: Recipe, model_facts: ModelFacts) -> list[str]:
+    """A warning of a head that starts at random and stays so."""
+    head = select(["head"], model_facts)
+    if any(stage.trained_names.intersection(head) for stage in resolved.stages):
+        return []
+    model, recipe_dir = built.model, Path(resolved.recipe_dir)
+    if not models.is_head_new(model, built.task, resolved.labels, recipe_dir, model_facts.architecture):
+        return []
+    return [
+        f"the head ({', '.join(model_facts.head)}) is new and no stage trains it, so the model's answers stay random "
+        "ones; add head to a stage's train"
+    ]
 
 
 def _lengths(task: tasks.BoundTask, splits: data.Splits, problems: list[Problem]) -> TypicalLength:
     try:
         return TypicalLength.of(task, splits.train)
     except UserError as error:  # a token for which the model has no embedding
-        problems.append(_as_problem(error, "model.source"))
+        problems.append(as_problem(error, "model.source"))
         return ANY_LENGTH
-
-
-def _as_problem(error: UserError, otherwise: str) -> Problem:
-    """The problem of the key that the message begins with, or of the map it can only come from."""
-    message = str(error)
-    found = _KEY.match(message)
-    path = found[0] if found else otherwise
-    return Problem(path, message.removeprefix(path).removeprefix(":").strip())
-
-
-def _with_line(problem: Problem, origins: Origins) -> Problem:
-    return problem if problem.file else origins.problem(problem.path, problem.message)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from launcher import orphans
+from launcher import orphans, phases
 from launcher.console import metrics_text, open_console
 from launcher.errors import Interrupted, StoppedEarly
 from launcher.metrics_file import MetricsFile, cut_back
@@ -49,8 +49,14 @@ class Tracker:
     def say(self, text: str) -> None:
         """A line for the person who watches."""
 
+    def building(self) -> None:
+        """The model of a stage is being made."""
+
     def stage_started(self, stage: StagePlan, step: int = 0) -> None:
         """``step`` optimizer steps of it are done already."""
+
+    def stepped(self) -> None:
+        """An optimizer step is done."""
 
     def training(
         self,
@@ -91,7 +97,7 @@ class SpeakingTracker(Tracker):
         self._console = open_console(has_log=orphans.launcher_pid() is not None or ATTEMPT in os.environ)
         self._wandb = self._open_wandb()
         self._status = new_status(
-            run_dir, plan.recipe.name, len(plan.stages), plan.cluster.ranks, orphans.launcher_pid()
+            run_dir, plan.recipe.name, len(plan.stages), plan.cluster.ranks, orphans.launcher_pid(), phases.current()
         )
         self._written = 0.0
         self._tell(force=True)
@@ -106,13 +112,18 @@ class SpeakingTracker(Tracker):
     ) -> None:
         self._console.stage_finished()
         if error is not None:
-            self._tell(force=True, state=_state_after(error), message=str(error) or type(error).__name__, eta_s=None)
+            message = str(error) or type(error).__name__
+            self._tell(force=True, state=_state_after(error), phase=None, message=message, eta_s=None)
         self._metrics.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if error is None else 1)
 
     def say(self, text: str) -> None:
         self._console.say(text)
+
+    def building(self) -> None:
+        phases.enter("building")
+        self._tell(force=True, phase="building")
 
     def stage_started(self, stage: StagePlan, step: int = 0) -> None:
         self._stage, self._pace = stage, _Pace(step, stage.steps)
@@ -125,8 +136,18 @@ class SpeakingTracker(Tracker):
         for line in stage.warnings:
             self.say(f"warning: {line}")
         self._console.stage_started(stage.name, step, stage.steps)
+        phases.enter("first step")
         place = {"stage": stage.name, "stage_index": stage.index, "steps": stage.steps, "step": step}
-        self._tell(force=True, state="running", eta_s=None, epoch=step / stage.steps_per_epoch, **place)
+        self._tell(
+            force=True, state="running", phase="first step", eta_s=None, epoch=step / stage.steps_per_epoch, **place
+        )
+
+    def stepped(self) -> None:
+        if self._status.phase is None:
+            return
+        if done := phases.end():
+            self.say(done)
+        self._tell(force=True, phase=None)
 
     def training(
         self,
@@ -173,7 +194,7 @@ class SpeakingTracker(Tracker):
         self._console.stage_finished()
         self.say(message)
         changes = {"metrics": dict(metrics)} if metrics else {}
-        self._tell(force=True, state=state, message=message, eta_s=None, **changes)
+        self._tell(force=True, state=state, phase=None, message=message, eta_s=None, **changes)
         if self._wandb is not None:
             self._wandb.summarise(
                 {"state": state} | {f"final/{name}": value for name, value in (metrics or {}).items()}

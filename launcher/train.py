@@ -46,6 +46,7 @@ def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) 
         StoppedEarly, Interrupted: asked to stop; a checkpoint has been written.
     """
     memory = MemoryMeter(stage, run.runtime)
+    run.tracker.building()
     engine = open_stage(run, stage, start)
     built = (f"{name.replace('_', ' ')} {value}" for name, value in engine.describe().items())
     log.info("stage %s: %s", stage.name, ", ".join(built))
@@ -72,6 +73,7 @@ def train_stage(run: Run, stage: StagePlan, start: Saved, resume: Saved | None) 
         for window in ahead:
             with memory_told(stage, "step"):
                 train_step(run, stage, engine, window, progress, witness)
+            run.tracker.stepped()
             after_step(run, stage, engine, start, progress)
     end = finish_stage(run, stage, engine, start, before, progress)
     engine.close()

@@ -23,6 +23,7 @@ from launcher import (
     hub_access,
     models,
     nvme,
+    phases,
     proof,
     seen_rows,
     session,
@@ -55,11 +56,12 @@ def join() -> Runtime:
 
 def opened_run_dir(
     runtime: Runtime, recipe: Path, overrides: list[str], run_dir: Path | None, stop: StopRequest,
-    *, is_planned: bool = False,
+    *, is_planned: bool = False, data_facts: Path | None = None,
 ) -> Path | None:  # fmt: skip
     """The run directory, with a plan: its own, or one that the first rank writes now.
 
     ``is_planned``: the launcher has looked; there is one, and this machine is right for it.
+    ``data_facts``: what the launcher found in the data; see `session.open_run`.
 
     Returns:
         None when the run is finished and there is nothing left to do.
@@ -72,7 +74,7 @@ def opened_run_dir(
     def open_run() -> Session | int:
         try:
             with stop.at_once("stopped before there was a plan; the same command begins anew"):
-                return session.open_run(recipe, overrides, run_dir)
+                return session.open_run(recipe, overrides, run_dir, data_facts)
         except Exception as error:
             failed.append(error)
             return getattr(error, "exit_code", 1)
@@ -108,12 +110,14 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
     # All ranks or none, or they might read other versions.
     if any(runtime.gather(hub_access.is_offline() or hub_access.is_lost(recipe))):
         hub_access.go_offline()
+    phases.enter("reading data")
     splits = data.load(recipe.data, recipe.task, recipe_dir, plan.data.skipped)
     if found := splits.facts().differences(plan.data):
         raise UserError(
             f"the data is not what was planned: {'; '.join(found)}; "
             "restore it, or choose another --run-dir to plan anew"
         )
+    phases.enter("building")
     processor = models.processor(recipe.model, recipe.task, recipe_dir)
     config = models.configuration(recipe.model, recipe.task, plan.labels, recipe_dir)
     task = tasks.bind(recipe.task, recipe.data, processor, plan.labels, config)
@@ -132,6 +136,8 @@ def walk(runtime: Runtime, run_dir: RunDir, stop: StopRequest) -> None:
             tracker.say(line)
         for line in damaged:
             tracker.say(line)
+        for line in plan.warnings:
+            tracker.say(f"warning: {line}")
         if plan.data.skipped:
             tracker.say(f"{len(plan.data.skipped):,} bad rows are left out; {run_dir.skipped} says which and why")
         if narrow := free_space.warning(plan, run_dir):
@@ -244,7 +250,8 @@ def finish(run: Run, last: Saved, processor: object) -> None:
     if last.position.best and not best:
         run.tracker.say(f"the best checkpoint, {last.position.best.checkpoint}, is damaged: the last is exported")
     metrics = best.metrics if best else last.position.metrics
-    export.export(run.plan, source / "model", run.run_dir.model, processor, metrics, best)
+    written = run.run_dir.recipe.read_text(encoding="utf-8")
+    export.export(run.plan, source / "model", run.run_dir.model, processor, metrics, best, written)
     has_adapters = run.plan.model.lora is not None
     if has_adapters and (why := adapter_folder.write(run.plan, source / "model", run.run_dir.adapter)):
         run.tracker.say(f"there is no adapter/, and model/ has them merged: {why}")

@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from launcher import heartbeat, host_memory, orphans, rank_error
+from launcher import heartbeat, host_memory, orphans, phases, rank_error
 from launcher.ending import Ending, end_now
 from launcher.errors import StoppedEarly, ThawlineError
 from launcher.rank_error import RankError
@@ -40,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     if rank == 0 and ATTEMPT in os.environ:  # one rank looks, all agree
         stop.file = Path(os.environ[ATTEMPT]) / "stop"
     run_dir = arguments.run_dir
+    if rank == 0:
+        phases.begin(RunDir(run_dir) if run_dir is not None else None)
     heart = None
     if ATTEMPT in os.environ and heartbeat.HANG_TIMEOUT in os.environ:
         hang_timeout_s = float(os.environ[heartbeat.HANG_TIMEOUT])
@@ -55,8 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         runtime = walk.join()
         is_planned = orphans.launcher_pid() is not None and not arguments.unplanned
         run_dir = walk.opened_run_dir(
-            runtime, arguments.recipe, arguments.overrides, arguments.run_dir, stop, is_planned=is_planned
-        )
+            runtime, arguments.recipe, arguments.overrides, arguments.run_dir, stop,
+            is_planned=is_planned, data_facts=arguments.data_facts,
+        )  # fmt: skip
         if run_dir is not None:
             walk.walk(runtime, RunDir(run_dir), stop)
         runtime.close()
@@ -133,6 +136,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c")
     parser.add_argument("--unplanned", action="store_true", help=argparse.SUPPRESS)  # thawline run: a new run
+    parser.add_argument("--data-facts", type=Path, help=argparse.SUPPRESS)  # and what it found in the data
     return parser.parse_args(argv)
 
 

@@ -6,6 +6,7 @@ Owns None gradients, DTensor shards and mismatched strides. Refuses sparse, comp
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement
 
 from thawline_kernels.reference import Hyper
 
 DTYPES = (torch.float32, torch.bfloat16)
+_WRITTEN = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "low")
 
 
 @dataclass
@@ -48,6 +51,8 @@ class Batch:
     """Those whose gradient was copied into the parameter's layout."""
     copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """(parameter, the dense copy of it that is stepped in its place)."""
+    wrappers: list[Tensor] = field(default_factory=list)
+    """DTensors whose shards are written to."""
     sharding: tuple[DeviceMesh, tuple[Placement, ...]] | None = None
     """Of DTensor parameters."""
 
@@ -55,16 +60,14 @@ class Batch:
     def device_type(self) -> str:
         return self.owners[0].device.type
 
-    def finish(self) -> None:
-        """Count the step, and bring back what was stepped in a copy.
-
-        The count is a new tensor, never changed in place: a loaded state dict may share the old one.
-        """
-        counted = torch.tensor(float(self.step))
-        for state in self.states:
-            state["step"] = counted
+    def finish(self, *, zero_grad: bool) -> None:
+        """Count the step, bring back what was stepped in a copy, and let autograd know what was written to."""
+        torch._foreach_add_([state["step"] for state in self.states], 1)
         for tensor, copy in self.copies:
             tensor.copy_(copy)
+        if self.sharding is not None:
+            grads = [owner.grad for owner in self.owners if zero_grad and owner.grad is not None]
+            increment_version([*self.wrappers, *grads])
 
     def over_shards(self, total: float) -> float:
         """The sum of ``total`` over the ranks that hold the other shards. All of them must reach this."""
@@ -78,27 +81,31 @@ class Batch:
 
 
 def gather(
-    group: dict[str, Any], hyper: Hyper, state_of: Callable[[Tensor], dict[str, Any]], positions: Iterable[int]
+    params: list[Tensor],
+    hyper: Hyper,
+    state_of: Callable[[Tensor], dict[str, Any]],
+    positions: Iterable[int],
+    pending: Counter[Tensor],
 ) -> list[Batch]:
     """The batches of those parameters of one group that have a gradient, in the order of ``positions``.
+
+    Args:
+        pending: how often a parameter is in batches already that have not been stepped.
 
     Raises:
         TypeError: a parameter or gradient is sparse, complex, or of a dtype other than fp32 and bf16.
     """
     batches: dict[tuple[Any, ...], Batch] = {}
-    steps: dict[int, int] = {}  # keyed by id: the step tensors live on in the states while this runs
     for position in positions:
-        param = group["params"][position]
+        param = params[position]
         grad = param.grad
         if grad is None:
             continue
         if param.dtype not in DTYPES or grad.dtype not in DTYPES or grad.layout is not torch.strided:
             raise TypeError(_refusal(param, grad))
         state = state_of(param)
-        counter = state["step"]
-        if id(counter) not in steps:
-            steps[id(counter)] = int(counter) + 1
-        step = steps[id(counter)]
+        pending[param] += 1
+        step = int(state["step"]) + pending[param]
         sharding = (param.device_mesh, param.placements) if isinstance(param, DTensor) else None
         kind = (step, param.dtype, grad.dtype, param.device, sharding)
         batch = batches.get(kind)
@@ -112,11 +119,10 @@ def gather(
 def _append(batch: Batch, owner: Tensor, owned_grad: Tensor, state: dict[str, Any]) -> None:
     batch.owners.append(owner)
     batch.states.append(state)
-    param, grad = local(owner), local(owned_grad)
-    if not param.is_contiguous() and not is_dense(param):
-        strided, param = param, torch.empty_like(param).copy_(param)
-        batch.copies.append((strided, param))
-    if grad.stride() != param.stride():
+    kept = [state[key] for key in _WRITTEN if key in state]
+    batch.wrappers += [tensor for tensor in (owner, *kept) if isinstance(tensor, DTensor)]
+    param, grad = _in_memory(batch, local(owner)), local(owned_grad).resolve_neg()
+    if grad.stride() != param.stride() or owned_grad.is_neg():
         batch.relaid.append(owner)
         grad = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
     if "master" in state:
@@ -127,10 +133,19 @@ def _append(batch: Batch, owner: Tensor, owned_grad: Tensor, state: dict[str, An
         if "low" in state:
             batch.extras.append(local(state["low"]))
     batch.grads.append(grad)
-    batch.exp_avgs.append(local(state["exp_avg"]))
-    batch.exp_avg_sqs.append(local(state["exp_avg_sq"]))
-    if "max_exp_avg_sq" in state:
-        batch.peaks.append(local(state["max_exp_avg_sq"]))
+    batch.exp_avgs.append(_in_memory(batch, local(state["exp_avg"])))
+    batch.exp_avg_sqs.append(_in_memory(batch, local(state["exp_avg_sq"])))
+    if batch.hyper.amsgrad:
+        batch.peaks.append(_in_memory(batch, local(state["max_exp_avg_sq"])))
+
+
+def _in_memory(batch: Batch, tensor: Tensor) -> Tensor:
+    """``tensor``, or the dense copy of it that is stepped in its place, where it has gaps or is negated lazily."""
+    if not tensor.is_neg() and (tensor.is_contiguous() or is_dense(tensor)):
+        return tensor
+    copy = torch.empty_like(tensor).copy_(tensor)
+    batch.copies.append((tensor, copy))
+    return copy
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """The tensors of a parameter group gathered by C++, for groups of thousands of small tensors, where Python's gathering
 took more time than the step.
 
-Owns the calls into csrc/gather.cpp: it reads ``p.grad`` and the state anew in every step, so nothing can be stale. It
-takes ordinary tensors; what it leaves goes to `batches.gather`, which knows DTensors, other strides and refusals.
-Where a tensor does not lie in its Python object as gather.cpp takes it to, it takes nothing.
+Owns the calls into csrc/gather.cpp: it reads ``p.grad`` and the state in every step, so nothing can be stale. It takes
+ordinary tensors; what it leaves goes to `batches.gather`, which knows DTensors, other strides and refusals. Where a
+tensor does not lie in its Python object as gather.cpp takes it to, it takes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import functools
 from collections.abc import Sequence
 from ctypes import (
     POINTER,
-    Array,
+    Structure,
     byref,
     c_bool,
     c_char_p,
@@ -35,46 +35,63 @@ from torch import Tensor
 from thawline_kernels import build, reference
 from thawline_kernels.reference import Hyper
 
-_NAMES = ("grad", "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "low", "is_neg")
-_TYPES = (Tensor, torch.nn.Parameter, None)
+_NAMES = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "low")
+_TYPES = (Tensor, torch.nn.Parameter, str, None)
 _ROUNDS = 4
-"""Kinds of tensors looked for in one group: by dtypes and step counter."""
+"""Kinds of tensors looked for in one group: by dtypes and step count."""
 
 States = dict[Tensor, dict[str, Any]]
 
 
+class _Scalars(c_float * 9):
+    """`reference.packed`, as csrc/step.h has it."""
+
+
+class _Ahead(Structure):
+    """csrc/gather.h has the same."""
+
+    _fields_ = (
+        ("scalars", _Scalars),
+        ("is_accurate", c_bool),
+        ("zeroes_grad", c_bool),
+        ("seed", c_uint64),
+        ("first", c_uint64),
+        ("behind", c_void_p),
+    )
+
+
 def _points_at_its_tensor() -> bool:
     """Whether the third word of a tensor's object is what gather.cpp follows: in other Pythons it may not be."""
-    probe = torch.empty(1)
+    probe = torch.empty(1, device="cpu")
     word: int | None = c_void_p.from_address(id(probe) + 16).value
     return bool(word == probe._cdata)
 
 
 class _Library:
-    """The functions of a compiled library, with and without the GIL."""
+    """The functions of a compiled library. They are called with the GIL, and let go of it where they say so."""
 
     def __init__(self, path: str) -> None:
         held, free = ctypes.PyDLL(path), ctypes.CDLL(path)
         self.can_gather = bool(held.thawline_gathers()) and _points_at_its_tensor()
         self.gather = held.thawline_gather
         self.gather.restype = c_void_p
-        behind = py_object, c_void_p, c_void_p, c_bool, c_bool
-        self.gather.argtypes = [*[py_object] * 7, POINTER(c_ssize_t), c_bool, *behind]
+        walk = py_object, py_object, py_object, c_double, c_bool, py_object, py_object, py_object
+        self.gather.argtypes = [*walk, POINTER(c_ssize_t), c_bool, c_void_p, POINTER(_Ahead)]
         stepper = getattr(free, "thawline_step_behind", None)
         self.step_behind = stepper and ctypes.cast(stepper, c_void_p)
-        self.size, self.moments_are_bf16 = held.thawline_gathered, held.thawline_gathered_moments_are_bf16
+        self.new_trail, self.release_trail = held.thawline_new_trail, held.thawline_release_trail
+        self.new_trail.restype, self.new_trail.argtypes = c_void_p, []
+        self.release_trail.restype, self.release_trail.argtypes = None, [c_void_p]
+        self.follow = held.thawline_follow
+        self.follow.restype, self.follow.argtypes = c_int, [c_void_p, py_object]
+        self.size, self.release = held.thawline_gathered, held.thawline_release
         self.size.restype, self.size.argtypes = c_int64, [c_void_p]
-        self.moments_are_bf16.restype, self.moments_are_bf16.argtypes = c_int, [c_void_p]
-        self.count, self.release = held.thawline_count, held.thawline_release
-        self.count.restype, self.count.argtypes = None, [c_void_p, py_object, py_object]
         self.release.restype, self.release.argtypes = None, [c_void_p]
-        self.set_keys = held.thawline_set_keys
-        self.set_keys.restype, self.set_keys.argtypes = None, [c_void_p, c_uint64, c_uint64, c_uint64]
-        self.step = free.thawline_step
-        self.step.restype, self.step.argtypes = c_char_p, [c_void_p, c_void_p, c_bool, c_bool]
-        self.num_sums, self.sums = free.thawline_num_sums, free.thawline_sums_of_squares
+        self.num_sums, self.sums = held.thawline_num_sums, held.thawline_sums
         self.num_sums.restype, self.num_sums.argtypes = c_int64, [c_void_p]
-        self.sums.restype, self.sums.argtypes = c_char_p, [c_void_p, POINTER(c_double)]
+        self.sums.restype, self.sums.argtypes = POINTER(c_double), [c_void_p]
+        self.problem = held.thawline_problem
+        self.problem.restype, self.problem.argtypes = c_char_p, [c_void_p]
 
 
 @functools.cache
@@ -87,30 +104,35 @@ def can_gather(target: str = "cpu") -> bool:
     return _library(target).can_gather
 
 
-def _raise(problem: bytes | None) -> None:
-    if problem is not None:
-        raise RuntimeError(problem.decode(errors="replace"))
-
-
-def _packed(k: reference.Scalars, hyper: Hyper) -> Array[c_float]:
-    values = reference.packed(k, hyper)
-    return (c_float * len(values))(*values)
-
-
 @dataclass(frozen=True)
-class Ahead:
-    """A step that needs to see no gradient first: it is taken while tensors are gathered."""
+class Step:
+    """What a step needs beside its group."""
 
     grad_scale: float
     zero_grad: bool
 
 
-class NativeBatch:
-    """What `batches.Batch` is, held by C++: tensors of one group with one step count and one set of dtypes."""
+class Trail:
+    """Where C++ found the tensors of one group in the last step: addresses to prefetch. Its optimizer keeps it."""
 
-    def __init__(self, library: _Library, gathered: int, hyper: Hyper, step: int) -> None:
-        self._library, self._gathered = library, gathered
-        self.hyper, self.step = hyper, step
+    def __init__(self, target: str) -> None:
+        self._library = _library(target)
+        self.address = self._library.new_trail()
+
+    def __del__(self) -> None:
+        self._library.release_trail(self.address)
+
+    def follow(self, params: list[Tensor]) -> bool:
+        """Begin a step of these parameters; returns whether one of them is named more than once."""
+        self.has_repeats = bool(self._library.follow(self.address, params))
+        return self.has_repeats
+
+
+class Taken:
+    """What C++ took of a group: tensors of one step count and one set of dtypes, stepped or measured by now."""
+
+    def __init__(self, library: _Library, gathered: int, step: int) -> None:
+        self._library, self._gathered, self.step = library, gathered, step
 
     def __del__(self) -> None:
         self._library.release(self._gathered)
@@ -118,80 +140,81 @@ class NativeBatch:
     def __len__(self) -> int:
         return int(self._library.size(self._gathered))
 
-    def set_keys(self, seed: int, first: int) -> None:
-        """Give bf16 moments the random bits of this step; ``first`` is the number of the group's first parameter."""
-        if self._library.moments_are_bf16(self._gathered):
-            self._library.set_keys(self._gathered, seed & (2**64 - 1), self.step, first)
-
-    def update(self, k: reference.Scalars, *, zero_grad: bool) -> None:
-        """Step parameters and moments in place; zero the gradients with ``zero_grad``."""
-        _raise(self._library.step(self._gathered, _packed(k, self.hyper), self.hyper.accurate, zero_grad))
-
+    @property
     def sums_of_squares(self) -> list[float]:
-        """As `reference.sums_of_squares`, of all gradients."""
-        sums = (c_double * self._library.num_sums(self._gathered))()
-        _raise(self._library.sums(self._gathered, sums))
-        return list(sums)
+        """As `reference.sums_of_squares`, of all gradients; none where they were stepped."""
+        return list(self._library.sums(self._gathered)[: self._library.num_sums(self._gathered)])
 
-    def finish(self) -> None:
-        """Count the step, where gathering has not; the count is a new tensor, as in `batches.Batch.finish`."""
-        self._library.count(self._gathered, torch.tensor(float(self.step)), _NAMES)
+    def check(self) -> None:
+        """Raise RuntimeError if the device refused the work."""
+        problem = self._library.problem(self._gathered)
+        if problem is not None:
+            raise RuntimeError(problem.decode(errors="replace"))
 
 
-def gather(
+def take(
     target: str,
-    group: dict[str, Any],
+    params: list[Tensor],
     hyper: Hyper,
     states: States,
     cursor: c_ssize_t,
+    *,
+    positions: list[int] | None = None,
+    trail: Trail | None = None,
     keys: tuple[int, int] = (0, 0),
-    ahead: Ahead | None = None,
-) -> tuple[list[NativeBatch], Sequence[int]]:
-    """The batches of one group's ordinary parameters that are still to be stepped, and the positions of those that are
-    not ordinary.
+    step: Step | None = None,
+) -> tuple[list[Taken], Sequence[int]]:
+    """Step one group's ordinary parameters and count it, or measure their gradients if no ``step`` is given.
+
+    Each of the calls into C++ that this makes looks at the tensors and reads or writes them before anybody else can
+    change them. With two threads, small tensors on the CPU are stepped while others are gathered.
 
     Args:
         target: whose kernels step them, "cpu" or "cuda": the kind of device that the first parameter is on.
+        params: a list of the step's own: nobody else may change it.
         cursor: where the walk through ``states`` stands, 0 before the first group.
+        positions: of the parameters to take, None for all.
+        trail: of this group in the last step, following ``params``; None if nothing is to be remembered.
         keys: the seed of bf16 moments' random bits, and the number of the group's first parameter.
-        ahead: the step, where it may be taken at once: on the CPU it is, and counted, so that no batch is left. With
-            two threads, small tensors are stepped while others are gathered.
+
+    Returns:
+        What was taken, and the positions of those that are not ordinary.
     """
-    params = group["params"]
     library = _library(target)
-    if not library.can_gather or not isinstance(params, list):
-        return [], range(len(params))
-    batches: list[NativeBatch] = []
-    positions: list[int] | None = None
+    rest: Sequence[int] = range(len(params)) if positions is None else positions
+    if not library.can_gather:
+        return [], rest
+    if trail is None:
+        trail = Trail(target)
+        trail.follow(params)
+    everything: list[Taken] = []
     for _ in range(_ROUNDS):
-        counter = _counter(params, positions, states)
-        if counter is None:
+        counter = _counter(params, rest, states)
+        if not isinstance(counter, Tensor):
             break
-        rest: list[int] = []
-        step = int(counter) + 1
-        at_once = ahead if library.step_behind else None
-        behind: tuple[Any, ...] = None, None, None, False, False
-        if at_once:
-            k = reference.scalars(hyper, step, at_once.grad_scale)
-            counted = torch.tensor(float(step))
-            behind = counted, library.step_behind, _packed(k, hyper), hyper.accurate, at_once.zero_grad
-        everything = params, positions, states, counter, rest, _NAMES, _TYPES
-        gathered = library.gather(*everything, byref(cursor), target == "cuda", *behind)
-        batch = NativeBatch(library, gathered, hyper, step)
-        positions = rest
-        if not len(batch):
+        number, left = int(counter) + 1, list[int]()
+        ahead = step and byref(_ahead(library, reference.scalars(hyper, number, step.grad_scale), hyper, step, keys))
+        walk = params, positions, states, number, hyper.amsgrad, left, _NAMES, _TYPES
+        gathered = library.gather(*walk, byref(cursor), target == "cuda", trail.address, ahead)
+        if not gathered:
+            raise MemoryError("FusedAdamW: no memory to gather the tensors of a step")
+        taken = Taken(library, gathered, number)
+        taken.check()
+        rest = positions = left
+        if not len(taken):
             break
-        batch.set_keys(*keys)
-        if at_once:
-            batch.update(k, zero_grad=at_once.zero_grad)
-        else:
-            batches.append(batch)
-    return batches, range(len(params)) if positions is None else positions
+        everything.append(taken)
+    return everything, rest
 
 
-def _counter(params: list[Tensor], positions: list[int] | None, states: States) -> Tensor | None:
-    """The step counter of the first parameter that has a gradient, if it has one."""
-    for position in range(len(params)) if positions is None else positions:
+def _ahead(library: _Library, k: reference.Scalars, hyper: Hyper, step: Step, keys: tuple[int, int]) -> _Ahead:
+    options = hyper.accurate, step.zero_grad, keys[0] & (2**64 - 1), keys[1]
+    return _Ahead(_Scalars(*reference.packed(k, hyper)), *options, library.step_behind)
+
+
+def _counter(params: list[Tensor], positions: Sequence[int], states: States) -> Any:
+    """The step count of the first parameter that has a gradient, if it has one."""
+    for position in positions:
         if params[position].grad is not None:
             return states.get(params[position], {}).get("step")
     return None

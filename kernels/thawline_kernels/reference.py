@@ -44,6 +44,7 @@ class Hyper:
     maximize: bool = False
     accurate: bool = False
     """``numerics="accurate"``: the decay joins the update before it is added, lest a small one be rounded away."""
+    amsgrad: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def packed(k: Scalars, hyper: Hyper) -> tuple[float, ...]:
 
 def pack(k: Scalars, hyper: Hyper) -> Tensor:
     """`packed` in a tensor."""
-    return torch.tensor(packed(k, hyper), dtype=torch.float32)
+    return torch.tensor(packed(k, hyper), dtype=torch.float32, device="cpu")
 
 
 def fma(a: Tensor, b: Tensor | float, c: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ in the parameter's shape, whatever the layout that ran (``split16`` keeps only i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,18 +32,30 @@ class Layout:
     def moment_dtype(self) -> torch.dtype:
         return torch.float32 if self.state_dtype == "fp32" else torch.bfloat16
 
-    def start(self, state: State, param: Tensor, *, amsgrad: bool) -> None:
-        """Fill the ``state`` of a parameter that meets its first gradient; its full value may be there already."""
-        state["step"] = torch.tensor(0.0)
+    @torch.inference_mode(False)
+    @torch.no_grad()  # which the line above would end
+    def complete(self, state: State, param: Tensor, *, amsgrad: bool) -> None:
+        """Add to the ``state`` of a parameter with a gradient what its step needs and it has not got: all at the first
+        one; the maximum of AMSGrad when its group is told to keep one; a step that is a number becomes a tensor."""
+        if "step" not in state:
+            self._start(state, param)
+        elif not isinstance(state["step"], Tensor):
+            state["step"] = count(state["step"])
+        if amsgrad and "max_exp_avg_sq" not in state:
+            state["max_exp_avg_sq"] = torch.zeros_like(param, dtype=torch.float32)
+
+    def _start(self, state: State, param: Tensor) -> None:
+        """Its full value may be there already."""
+        state["step"] = count(0)
         for key in ("exp_avg", "exp_avg_sq"):
             state[key] = torch.zeros_like(param, dtype=self.moment_dtype)
-        if amsgrad:
-            state["max_exp_avg_sq"] = torch.zeros_like(param, dtype=torch.float32)
         if param.dtype is torch.bfloat16 and self.master == "fp32" and "master" not in state:
             state["master"] = param.detach().float()
         elif param.dtype is torch.bfloat16 and self.master == "split16" and "low" not in state:
             state["low"] = torch.zeros_like(param, dtype=torch.int16)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()  # which the line above would end
     def set_full_value(self, state: State, param: Tensor, value: Tensor) -> None:
         """Write an fp32 ``value`` into the parameter and, as far as it does not fit there, beside it."""
         if param.dtype is not torch.bfloat16 or self.master == "none":
@@ -58,6 +71,8 @@ class Layout:
             state["low"] = torch.zeros_like(param, dtype=torch.int16)
             local(state["low"]).copy_(lower)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()  # which the line above would end
     def restore(self, state: State, saved: State, param: Tensor) -> None:
         """Fill ``state`` from one that this class or `torch.optim.AdamW` saved, in whatever layout that ran.
 
@@ -66,7 +81,7 @@ class Layout:
         state.clear()
         for key, value in saved.items():
             if key == "step":
-                state[key] = torch.tensor(float(value))
+                state[key] = count(value)
             elif key in ("exp_avg", "exp_avg_sq"):
                 state[key] = _like(param, value, self.moment_dtype)
             elif key == "max_exp_avg_sq":
@@ -81,10 +96,30 @@ class Layout:
             self.set_full_value(state, param, saved.get("master", param))
 
 
+def count(steps: float | Tensor) -> Tensor:
+    """A step count, fp32 on the host as torch's, whatever the default dtype and device: bf16 would stay at 256."""
+    with torch.inference_mode(False):
+        return torch.tensor(float(steps), dtype=torch.float32, device="cpu")
+
+
+def own_counts(states: Iterable[Any]) -> None:
+    """Give every state a step count of its own: counted in place, one that two share would count double.
+
+    DeepSpeed's checkpoints restore one tensor for all parameters; optimizers pickled by earlier releases share one.
+    """
+    seen: set[int] = set()
+    for state in states:
+        counter = state.get("step") if isinstance(state, dict) else None
+        if isinstance(counter, Tensor):
+            if id(counter) in seen:
+                state["step"] = counter = count(counter)
+            seen.add(id(counter))
+
+
 def saved(state: State, param: Tensor) -> State:
     """``state`` as it goes to a checkpoint (see the module); its moments are shared, not copied.
 
-    The step is a tensor of its own for each parameter, since torch's AdamW counts it in place.
+    The step is a copy: a torch.optim.AdamW that loads it would otherwise count in this optimizer's place.
     """
     out = {key: value.clone() if key == "step" else value for key, value in state.items() if key != "low"}
     if "low" in state:

@@ -57,7 +57,7 @@ def decode(value: Any, name: str) -> Image.Image:
         raise DataError(f"image of row {name} ({shown}): {error}; save it as 8-bit grey or RGB") from error
     except Exception as error:  # a damaged file brings out any: OSError, SyntaxError, struct.error, IndexError …
         what = str(error) or type(error).__name__
-        raise DataError(f"image of row {name} cannot be read ({shown}): {what}; repair or remove it") from error
+        raise DataError(f"image of row {name} cannot be read ({shown}): {what}; repair it") from error
 
 
 class _NoRange(Exception):
@@ -80,7 +80,7 @@ def _white(image: Image.Image) -> float:
     if isinstance(image, TiffImageFile):
         bits, format_ = (image.tag_v2.get(tag, (1,)) for tag in (BITS_PER_SAMPLE, SAMPLE_FORMAT))
         if format_[0] == UNSIGNED and bits[0] <= 16:
-            return 2.0 ** bits[0] - 1
+            return float(2 ** bits[0] - 1)
         signed = "" if format_[0] == UNSIGNED else "signed "
         raise _NoRange(
             f"its grey levels are {signed}integers of {bits[0]} bits, of which it is not known what is white"

@@ -1,9 +1,8 @@
 """Which media files were found sound before, so that they are decoded once and not at every start.
 
-Owns ``media.sqlite`` in the cache folder: ``$THAWLINE_CACHE``, else ``$XDG_CACHE_HOME/thawline``, else
-``~/.cache/thawline``. It holds digests alone: of a file's path, size and time of change, or of encoded bytes, with
-Pillow's version. What is damaged is not kept, and looked at each time. The file may be deleted whenever nobody uses it.
-Called by `media_check`.
+Owns ``media.sqlite`` in the cache folder. It holds digests alone: of a file's path, size and time of change, or of
+encoded bytes, with Pillow's version. What is damaged is not kept, and looked at each time. The file may be deleted
+whenever nobody uses it. Called by `media_check`.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from launcher.cache_folder import cache_folder
+
 log = logging.getLogger(__name__)
 VERSION = 1
 """Of what "sound" means; another forgets all files."""
@@ -23,12 +24,6 @@ LOCKED_S = 20.0
 """How long another process may write meanwhile."""
 AT_ONCE = 500
 """Variables that a query takes."""
-
-
-def folder() -> Path:
-    """Where thawline keeps what it can make anew."""
-    home = os.environ.get("THAWLINE_CACHE")
-    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thawline"
 
 
 def key_of_file(path: str) -> bytes:
@@ -55,7 +50,7 @@ class MediaCache:
     """The keys of sound files. One that cannot be read or written is empty, which costs time alone and is logged."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path or folder() / "media.sqlite"
+        self._path = path or cache_folder() / "media.sqlite"
         self._connection: sqlite3.Connection | None = None
 
     def __enter__(self) -> MediaCache:

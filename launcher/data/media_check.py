@@ -86,7 +86,7 @@ def _problem(value: Any, row: str) -> str | None:
     try:
         decode(value, row)
     except DataError as error:
-        return str(error).removeprefix(f"image of row {row} ").removeprefix(f"image of row {row}: ")
+        return str(error).removeprefix(f"image of row {row}").lstrip(": ").removesuffix("; repair it")
     return None
 
 

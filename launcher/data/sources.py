@@ -8,13 +8,14 @@ its cache. Called by `data`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from launcher import hub_access
-from launcher.data.class_names import alike
+from launcher.data.class_names import alike, refuse_others
 from launcher.data.image_files import with_image_paths
 from launcher.data.image_folders import read_folders
 from launcher.data.table import Table, Wanted, plain, present, row_numbers
@@ -102,7 +103,7 @@ def _read_hub(data: HubData, wanted: list[Wanted]) -> dict[str, Table]:
 
     datasets.disable_progress_bars()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    found = _cached_hub(data, where) if is_cached else _asked_hub(data, where)
+    found = _cached_hub(data, wanted, where) if is_cached else _asked_hub(data, wanted, where)
     named: dict[str, str] = dict(data.splits.items()) or {split: split for split in SPLITS if split in found}
     asked = {"train": "train", **named}
     for ours, theirs in asked.items():
@@ -111,15 +112,18 @@ def _read_hub(data: HubData, wanted: list[Wanted]) -> dict[str, Table]:
     return {split: _hub_split(found[theirs], wanted, where) for split, theirs in asked.items()}
 
 
-def _asked_hub(data: HubData, where: str) -> Any:
+def _asked_hub(data: HubData, wanted: list[Wanted], where: str) -> Any:
     import datasets
 
     try:
         builder = datasets.load_dataset_builder(data.dataset, data.config, revision=data.revision)
         if builder.name == "cache":  # the library gave the hub up, and would take what it prepared last
-            return _cached_hub(data, where)
+            return _cached_hub(data, wanted, where)
         builder.download_and_prepare()
-        return builder.as_dataset()
+        found = builder.as_dataset()
+        files = [file for split in (builder.config.data_files or {}).values() for file in split]
+        refuse_others(map(_on_disk, files), _named_classes(found, wanted), where, are_sure=True)
+        return found
     except Exception as error:
         if refused := hub_access.refusal(error, "data.dataset", data.dataset, data.revision):
             raise refused from error
@@ -135,7 +139,7 @@ def _asked_hub(data: HubData, where: str) -> Any:
         raise
 
 
-def _cached_hub(data: HubData, where: str) -> Any:
+def _cached_hub(data: HubData, wanted: list[Wanted], where: str) -> Any:
     """What an earlier run prepared of this very revision; without the hub `datasets` itself takes any, the newest."""
     import datasets
     from datasets.naming import camelcase_to_snakecase
@@ -152,7 +156,28 @@ def _cached_hub(data: HubData, where: str) -> Any:
         raise DataError(
             f"data.config: {where}: its cache holds {', '.join(path.parts[-3] for path in prepared)}; name one"
         )
-    return Cache(repo_id=data.dataset, dataset_name=name, config_name=config, version=version, hash=commit).as_dataset()
+    cache = Cache(repo_id=data.dataset, dataset_name=name, config_name=config, version=version, hash=commit)
+    found = cache.as_dataset()
+    fetched = hub_access.snapshot("dataset", data.dataset, str(commit)).rglob("*")
+    refuse_others(fetched, _named_classes(found, wanted), where, are_sure=False)
+    return found
+
+
+def _named_classes(dataset: Any, wanted: list[Wanted]) -> dict[str, list[str]]:
+    """Of those of the wanted columns that hold class ids; all splits have the same columns."""
+    import datasets
+
+    features = next(iter(dataset.values())).features
+    there = {one.name: features[one.name] for one in wanted if one.name in features}
+    return {name: feature.names for name, feature in there.items() if isinstance(feature, datasets.ClassLabel)}
+
+
+def _on_disk(address: str) -> str:
+    """Where the hub's library has put a file that it fetched; the address itself of any other."""
+    if not (found := re.fullmatch(r"hf://datasets/(?P<name>.+?)@(?P<commit>[^/]+)/(?P<path>.+)", address)):
+        return address
+    fetched = hub_access.snapshot("dataset", found["name"], found["commit"]) / found["path"]
+    return str(fetched) if fetched.is_file() else address
 
 
 def _not_cached(data: HubData, where: str) -> EnvironmentProblem:

@@ -111,8 +111,9 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return _plain(pa.chunked_array([chunk.storage for chunk in column.chunks], type=storage))
     if pa.types.is_dictionary(type_):
         # By hand: a cast knows neither views nor categories that are missing values.
-        chunks = [pc.take(chunk.dictionary, chunk.indices) for chunk in column.chunks]
-        return _plain(pa.chunked_array(chunks, type=type_.value_type))
+        values = [_plain(pa.chunked_array([chunk.dictionary])) for chunk in column.chunks]
+        chunks = [pc.take(each, chunk.indices) for each, chunk in zip(values, column.chunks, strict=True)]
+        return pa.chunked_array([part for chunk in chunks for part in chunk.chunks], type=_plain_type(type_.value_type))
     if pa.types.is_run_end_encoded(type_):
         return _plain(pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], type=type_.value_type))
     if pa.types.is_string_view(type_):
@@ -120,3 +121,7 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_binary_view(type_):
         return column.cast(pa.large_binary())
     return column
+
+
+def _plain_type(type_: pa.DataType) -> pa.DataType:
+    return _plain(pa.chunked_array([], type=type_)).type

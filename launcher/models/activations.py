@@ -23,6 +23,7 @@ from launcher.models import recompute
 from launcher.models.alike_blocks import SavedTensors, standing_in
 from launcher.models.flops import AGAIN, BACKWARD, FORWARD, KERNELS, MOVED, FlopMeter
 from launcher.models.image_spec import ImageSpec
+from launcher.models.own_processor import OwnProcessor
 from launcher.recipe import ImageClassification, Task
 
 Device = Literal["cpu", "cuda"]
@@ -105,8 +106,10 @@ def text_inputs(batch_size: int, length: int, config: Any = None) -> dict[str, t
     return {"input_ids": tokens, "attention_mask": mask}
 
 
-def image_inputs(batch_size: int, spec: ImageSpec) -> dict[str, torch.Tensor]:
-    """[B, 3, height, width] in fp32, as the task's images are."""
+def image_inputs(batch_size: int, spec: ImageSpec | OwnProcessor) -> dict[str, torch.Tensor]:
+    """What the task makes of images: [B, 3, height, width] in fp32, or what the model's own processor makes."""
+    if isinstance(spec, OwnProcessor):
+        return spec.zeros(batch_size)
     size = spec.crop or spec.size or IMAGE_SIDE
     height, width = (size, size) if isinstance(size, int) else size
     return {spec.input_name: torch.zeros(batch_size, 3, height, width)}

@@ -126,7 +126,8 @@ def configuration(model: Model, task: Task, labels: list[str] | None, recipe_dir
 
 
 def processor(model: Model, task: Task, recipe_dir: Path) -> Any:
-    """What turns rows into inputs: a tokenizer with a padding token, or an `ImageSpec`.
+    """What turns rows into inputs: a tokenizer with a padding token, a transformers model's own image processor
+    (`OwnProcessor`), or a torchvision model's `ImageSpec`.
 
     Raises:
         UserError: the model has none.
@@ -135,8 +136,8 @@ def processor(model: Model, task: Task, recipe_dir: Path) -> Any:
     if _is_torchvision(model):
         return torchvision_models.image_spec_of(model, task)
     if isinstance(task, ImageClassification):
-        return transformers_processors.image_spec_of(model, task, recipe_dir)
-    return transformers_processors.tokenizer(model, recipe_dir)
+        return transformers_processors.image_processor(model, task, recipe_dir)
+    return transformers_processors.tokenizer(model, task, recipe_dir)
 
 
 def materialise(
@@ -225,7 +226,7 @@ def outline(model: Model, task: Task, labels: list[str] | None, recipe_dir: Path
     module = _empty(blueprint, with_buffers=False)
     blueprint.adapt(module)
     if blueprint.config is not None:
-        transformers_models.set_padding(module, task, model, recipe_dir)
+        transformers_models.set_any_padding(module)
     return module
 
 

@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 import torchvision.models
-from safetensors.torch import load_file
 from torch import nn
 
 from launcher.errors import EnvironmentProblem, UserError
 from launcher.file_locations import existing_path
-from launcher.models import architecture, image_spec
+from launcher.models import architecture, image_spec, state_dict_files
 from launcher.models.dropout import override_modules, require_dropout
 from launcher.models.image_spec import ImageSpec
-from launcher.models.weights import read_weights
 from launcher.recipe import ImageClassification, Model, Task
 
 log = logging.getLogger(__name__)
@@ -92,7 +90,7 @@ def load_start(module: nn.Module, model: Model, head: tuple[str, ...], labels: l
         state, where, classes = *_download(model), _categories(model)
     else:
         path = existing_path(model.weights, recipe_dir, "model.weights")
-        state, where, classes = _read(path), str(path), labels
+        state, where, classes = state_dict_files.read(path), str(path), labels
     own = module.state_dict()
     is_head_new = classes != labels or any(
         name in own and tensor.shape != own[name].shape for name, tensor in state.items() if name.startswith(head)
@@ -105,6 +103,19 @@ def load_start(module: nn.Module, model: Model, head: tuple[str, ...], labels: l
     _check_fits(state, own, head if is_head_new else (), where, model)
     module.load_state_dict(state, strict=False)
     return is_head_new
+
+
+def is_head_new(model: Model, task: Task, labels: list[str], recipe_dir: Path) -> bool:
+    """Whether `load_start` would drop the head of ``model.weights``, without a download.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if model.weights == "pretrained":
+        return _categories(model) != labels
+    given = state_dict_files.read(existing_path(model.weights, recipe_dir, "model.weights"))
+    own = build(model, task, len(labels)).state_dict()
+    return any(name in own and tensor.shape != own[name].shape for name, tensor in given.items())
 
 
 def image_spec_of(model: Model, task: Task) -> ImageSpec:
@@ -154,28 +165,6 @@ def _failed_download(name: str, error: Exception) -> EnvironmentProblem:
 
 def _categories(model: Model) -> list[str]:
     return list(torchvision.models.get_model_weights(model.source.removeprefix(PREFIX)).DEFAULT.meta["categories"])
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict: safetensors (file or folder) or ``torch.save``, bare or under ``state_dict`` or ``model``."""
-    if path.is_dir():
-        return read_weights(path)
-    if path.suffix == ".safetensors":
-        return dict(load_file(path))
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises what the damaged or foreign file makes it raise
-        raise UserError(
-            f"model.weights: {path} cannot be read as a state dict ({type(error).__name__}: {error}); "
-            "write it with torch.save(module.state_dict(), path)"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise UserError(f"model.weights: {path} holds no state dict; write torch.save(module.state_dict(), path)")
-    is_wrapped = all(name.startswith("module.") for name in loaded)
-    return {name.removeprefix("module.") if is_wrapped else name: value for name, value in loaded.items()}
 
 
 def _check_fits(

@@ -16,7 +16,7 @@ import transformers
 from torch import nn
 
 from launcher.errors import UserError
-from launcher.models import architecture
+from launcher.models import architecture, own_task
 from launcher.models.dropout import override_config, override_modules, require_dropout
 from launcher.models.on_disk import stored_dtype, widen
 from launcher.models.transformers_processors import tokenizer
@@ -40,9 +40,7 @@ def configuration(model: Model, task: Task, labels: list[str] | None, recipe_dir
         EnvironmentProblem: the hub cannot be reached.
     """
     config = original_configuration(model, recipe_dir)
-    if labels is not None:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: index for index, label in enumerate(labels)}
+    own_task.describe(config, labels)
     if config.architectures is None:  # transformers goes through them where there are several classes, as for DeiT
         config.architectures = []
     if isinstance(task, ImageClassification) and task.image_size is not None and model.weights == "random":
@@ -104,7 +102,8 @@ def load_start(
     _finish(module, model, task)
     head: tuple[str, ...] = head_of(module)
     is_head_new = _check_loaded(module, loaded, head, model)
-    if not is_head_new and config.id2label and not _same_labels(original_configuration(model, recipe_dir), config):
+    has_labels = not isinstance(task, CausalLM)
+    if not is_head_new and has_labels and not same_labels(original_configuration(model, recipe_dir), config):
         log.info("%s: the head (%s) is for other labels; it starts anew", model.source, ", ".join(head))
         widen(module, architecture.names_under(module, head))
         _initialise_again(module, head)
@@ -113,13 +112,29 @@ def load_start(
 
 
 def set_padding(module: Any, task: Task, model: Model, recipe_dir: Path) -> None:
-    """Tell a classifier that reads the last token (GPT, Llama) which token pads.
+    """Tell a classifier that reads the last token (GPT, Llama) which token pads: the tokenizer's, whatever its own
+    configuration says.
 
     After the model is built: before, transformers would keep that token's embedding from ever learning.
+
+    Raises:
+        UserError: neither the configuration nor a tokenizer says it.
     """
     text_config = module.config.get_text_config()
-    if isinstance(task, TextClassification) and getattr(text_config, "pad_token_id", 0) is None:  # Perceiver has none
-        text_config.pad_token_id = tokenizer(model, recipe_dir).pad_token_id
+    if not isinstance(task, TextClassification) or not hasattr(text_config, "pad_token_id"):  # Perceiver has none
+        return
+    try:
+        own_task.set_padding(module.config, tokenizer(model, task, recipe_dir).pad_token_id)
+    except UserError:  # a run has been refused for it before; what is only built needs none
+        if text_config.pad_token_id is None:
+            raise
+
+
+def set_any_padding(module: Any) -> None:
+    """Where there is no padding token, take the first: for who looks at shapes alone."""
+    text_config = module.config.get_text_config()
+    if getattr(text_config, "pad_token_id", 0) is None:
+        text_config.pad_token_id = 0
 
 
 def _finish(module: Any, model: Model, task: Task) -> None:
@@ -129,8 +144,7 @@ def _finish(module: Any, model: Model, task: Task) -> None:
         UserError: images of a size that the position embeddings of pretrained weights are not for; or a language model
             that reads in both directions.
     """
-    reads_ahead = getattr(module.config, "is_decoder", True) is False
-    if isinstance(task, CausalLM) and reads_ahead and type(module.config) in transformers.MODEL_FOR_MASKED_LM_MAPPING:
+    if isinstance(task, CausalLM) and _reads_ahead(module.config):
         raise UserError(
             f"task.kind: causal-lm: {model.source} ({type(module).__name__}) reads each text in both directions, so it "
             "would see the tokens it predicts; choose a decoder, such as a GPT or Llama"
@@ -145,6 +159,14 @@ def _finish(module: Any, model: Model, task: Task) -> None:
             f"task.image_size: {side}: {model.source} was trained for {own} and takes no other; remove the key, or set "
             "model.weights: random"
         )
+
+
+def _reads_ahead(config: Any) -> bool:
+    """Whether a language model of this configuration sees the tokens that it predicts."""
+    if config.model_type in ("cpmant", "xlnet"):
+        return True
+    can_read_ahead = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING or config.model_type == "bert-generation"
+    return can_read_ahead and getattr(config, "is_decoder", True) is False
 
 
 def _forget_quantization(module: Any) -> None:
@@ -203,7 +225,7 @@ def _check_loaded(module: nn.Module, loaded: dict[str, Any], head: tuple[str, ..
     return is_new
 
 
-def _same_labels(original: Any, config: Any) -> bool:
+def same_labels(original: Any, config: Any) -> bool:
     """Whether a head that came with the weights can serve: its labels are ours in our order, or have no names."""
     names = [original.id2label[index] for index in sorted(original.id2label)]
     unnamed = [f"LABEL_{index}" for index in range(len(names))]

@@ -14,6 +14,8 @@ def plan_json(plan: RunPlan) -> dict[str, Any]:
         "cluster": plan.cluster.model_dump(mode="json"),
         "data": plan.data.model_dump(mode="json"),
         "lora": plan.model.lora.model_dump() if plan.model.lora else None,
+        "notes": plan.notes,
+        "warnings": plan.warnings,
         "stages": [_stage_json(stage) for stage in plan.stages],
     }
 

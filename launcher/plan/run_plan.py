@@ -146,6 +146,10 @@ class RunPlan(Planned):
     stages: list[StagePlan]
     lora_targets: list[str] | None = None
     """What ``model.lora.targets`` comes to; see `parameters.ModelFacts`. None: there are no adapters."""
+    notes: list[str] = []
+    """How rows become what the model sees, where the recipe does not say it; see `tasks.BoundTask.notes`."""
+    warnings: list[str] = []
+    """What to say before any stage trains."""
 
     @property
     def model(self) -> Model:

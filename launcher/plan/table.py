@@ -34,6 +34,7 @@ def tables(plan: RunPlan) -> RenderableType:
         shown = ", ".join(plan.labels[:10]) + (f" and {len(plan.labels) - 10} more" if len(plan.labels) > 10 else "")
         share = f"; the most common is {data.majority:.1%} of the validation rows" if data.majority is not None else ""
         lines.append(f"{len(plan.labels)} labels: {shown}{share}")
+    lines += plan.notes
     return Group(Text("\n".join(lines)), _stages(plan), *memory_table.rows(plan), _rates(plan))
 
 

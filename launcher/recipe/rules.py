@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
 
 from launcher.errors import Problem
-from launcher.recipe import CausalLM, ImageClassification, Recipe, lora_rules
+from launcher.recipe import CausalLM, ImageClassification, Recipe, lora_rules, table_rules
 from launcher.recipe import slurm as slurm_options
 from launcher.recipe.allowed import joined
 from launcher.recipe.data import HubData, ImageFolderData, TableData
@@ -220,17 +219,6 @@ def data_keys_are_read_by_the_task(recipe: Recipe) -> Iterator[Problem]:
     data, written = recipe.data, recipe.data.model_fields_set
     if "max_length" in written and isinstance(recipe.task, ImageClassification):
         yield Problem("data.max_length", f"{data.max_length} is in tokens, and images have none; take it out")
-    if not isinstance(data, TableData):
-        return
-    formats = _formats(data)
-    if "encoding" in written and formats <= {".parquet", ".arrow", ".feather"}:
-        yield Problem("data.encoding", f"{data.encoding!r} is for text, and {data.source} is binary; take it out")
-    for key in ("delimiter", "quoting", "escape"):
-        value = getattr(data, key)
-        if value is not None and not formats & {".csv", ".tsv"}:
-            yield Problem(f"data.{key}", f"{value!r} is for csv files, but data.source is {data.source}; take it out")
-    if data.escape is not None and data.escape == data.delimiter:
-        yield Problem("data.escape", f"{data.escape!r} is data.delimiter too; name another character, or take it out")
 
 
 def split_keys_are_read(recipe: Recipe) -> Iterator[Problem]:
@@ -282,6 +270,7 @@ RULES: tuple[Rule, ...] = (
     files_name_train,
     torchvision_is_for_images,
     *lora_rules.RULES,
+    *table_rules.RULES,
     model_keys_are_of_the_source,
     data_keys_are_read_by_the_task,
     split_keys_are_read,
@@ -306,19 +295,6 @@ def _has_no_validation(recipe: Recipe) -> bool:
     """Known without a look at the data: a folder of images or the hub may bring their own."""
     is_table = isinstance(recipe.data, TableData)
     return is_table and recipe.data.split.validation == 0 and not _names_validation(recipe)
-
-
-def _paths(data: TableData) -> list[str]:
-    groups = list(data.files.values()) if isinstance(data.files, dict) else [data.files]
-    return [path for group in groups for path in ([group] if isinstance(group, str) else group)]
-
-
-def _formats(data: TableData) -> set[str]:
-    """The suffixes of what is read, as far as the recipe tells: of source package the files' own."""
-    if data.source != "package":
-        return {f".{data.source}"}
-    suffixes = {PurePosixPath(path).suffix.lower() for path in _paths(data)}
-    return suffixes - {""} or {".csv"}
 
 
 def _did_you_mean(word: str, words: tuple[str, ...]) -> str:

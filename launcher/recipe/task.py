@@ -49,6 +49,9 @@ class CausalLM(Strict):
     COLUMNS: ClassVar[tuple[str, ...]] = ("text",)
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "perplexity")
     kind: Literal["causal-lm"]
+    end_of_text: bool | Literal["auto"] = "auto"
+    """Whether the tokenizer's end token is put after each text and trained, so that the model learns where to stop. It
+    counts in ``data.max_length``; a text that is cut gets none. auto: yes, where the tokenizer has one."""
 
 
 Task = Annotated[TextClassification | ImageClassification | CausalLM, Field(discriminator="kind")]

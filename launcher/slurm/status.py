@@ -1,7 +1,7 @@
 """What ``thawline status`` shows: a run's own files, and what the queue says of its jobs, put together.
 
-Owns the cases: a run that was never submitted, one whose job waits and has written nothing, one whose stages are
-several jobs, an array of runs. Called by `cli`.
+Owns the cases: a run that was never submitted, one that is just starting, one whose job waits and has written nothing,
+one whose stages are several jobs, an array of runs. Called by `cli`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from launcher import run_lock
 from launcher.errors import UserError
 from launcher.memory_record import read_all
 from launcher.plan import measured_time
@@ -19,6 +20,10 @@ from launcher.slurm import queue as slurm_queue
 from launcher.slurm.queue import QueueState
 from launcher.status import ACTIVE, FOLLOW_EVERY_S, as_shown, read_status, render
 
+STARTS_WITHIN_S = 3.0
+"""From the moment a launcher has taken a folder until it has written its first status."""
+AWAITED_S = 20.0
+"""How long `follow` waits for a run whose command was given a moment ago."""
 ARRAY_EVERY_S = 10.0
 """Between two looks at an array, or as many seconds as it has tasks: each is asked for by itself."""
 
@@ -35,6 +40,8 @@ def as_json(run: RunDir) -> dict[str, Any]:
     queued = {"queue": queue.model_dump()} if queue else {}
     if queue and not run.status.is_file():
         return queued
+    if not _has_begun(run):
+        return {"state": "preparing", "message": _starting(run)}
     memory = {one.stage: one.model_dump(exclude={"ranks"}) for one in read_all(run)}
     times = {one.stage: one.model_dump(exclude={"stage"}) for one in measured_time.of_run(run)}
     return as_shown(read_status(run)) | {"memory": memory, "step_time": times} | queued
@@ -47,7 +54,8 @@ def as_text(run: RunDir) -> str:
     """
     if tasks := list(array.runs(run)):
         return _of_array(tasks, [slurm_queue.look(task) for task, _ in tasks])
-    return _together(run, [state for job in slurm_queue.jobs_of(run) if (state := slurm_queue.ask(job)) is not None])
+    jobs = [state for job in slurm_queue.jobs_of(run) if (state := slurm_queue.ask(job)) is not None]
+    return _together(run, jobs) if jobs or _has_begun(run) else _starting(run)
 
 
 def follow(run: RunDir) -> Iterator[str]:
@@ -58,6 +66,8 @@ def follow(run: RunDir) -> Iterator[str]:
     if tasks := list(array.runs(run)):
         yield from _followed_array(tasks)
         return
+    if not run.status.is_file() and not slurm_queue.jobs_of(run):
+        yield from _awaited(run)
     shown: object = None
     follower = slurm_queue.Follower(run)
     while True:
@@ -73,8 +83,42 @@ def follow(run: RunDir) -> Iterator[str]:
             shown = status, jobs
             yield _together(run, jobs)
         if _is_over(run, jobs):
+            if run.status.is_file() and (read_status(run), jobs) != shown:  # it ended since it was read
+                yield _together(run, jobs)
             return
         time.sleep(FOLLOW_EVERY_S)
+
+
+def _has_begun(run: RunDir) -> bool:
+    """Whether there is a status; waits for the first one of a launcher that has just taken the folder. True as well
+    where there is no run: `read_status` says so."""
+    deadline = time.monotonic() + STARTS_WITHIN_S
+    while not run.status.is_file():
+        if run_lock.holder(run) is None:
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _starting(run: RunDir) -> str:
+    return f"{run.path}: process {run_lock.holder(run)} is starting a run here; it has not said anything yet"
+
+
+def _awaited(run: RunDir) -> Iterator[str]:
+    """Until there is a status, or the wait is over: then `read_status` says what is wrong with the folder."""
+    if run.path.exists() and not run.path.is_dir():
+        return
+    try:
+        read_status(run)
+    except UserError as error:
+        yield f"{error}; waiting {AWAITED_S:.0f} s for one to start"
+    deadline = time.monotonic() + AWAITED_S
+    while not run.status.is_file():
+        if time.monotonic() > deadline and run_lock.holder(run) is None:
+            return
+        time.sleep(FOLLOW_EVERY_S / 4)
 
 
 def _followed_array(tasks: Sequence[tuple[RunDir, str]]) -> Iterator[str]:

@@ -33,7 +33,7 @@ def bind(task: Task, data: Data, processor: Any, labels: list[str] | None, confi
     """A task with its model's processor and its labels.
 
     Args:
-        processor: a transformers tokenizer, or an `ImageSpec`.
+        processor: what `models.processor` gives: a tokenizer, an `OwnProcessor` or an `ImageSpec`.
         labels: names in the order of their ids; None for tasks without labels.
         config: the transformers configuration, where there is one: tells how many positions the model has.
 

@@ -37,6 +37,9 @@ class BoundTask(Protocol):
     best_direction: ClassVar[Mapping[str, Literal["max", "min"]]]
     """Measure -> which way is better."""
 
+    def notes(self) -> list[str]:
+        """What the plan says about how rows become features, a sentence each."""
+
     @property
     def random_loss(self) -> float | None:
         """Loss of guessing, every answer as likely as the next; None where there is no such thing."""

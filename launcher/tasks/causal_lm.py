@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from launcher.data.packing import Batch
+from launcher.errors import UserError
 from launcher.recipe import CausalLM
 from launcher.recipe.data import Data
 from launcher.tasks.bound import Features, Metrics, Row
@@ -28,8 +29,8 @@ class BoundCausalLM:
     best_direction: ClassVar[Mapping[str, Literal["max", "min"]]] = {"loss": "min", "perplexity": "min"}
 
     def __init__(self, task: CausalLM, data: Data, processor: Any, labels: None, config: Any) -> None:
-        # Right: positions then count from the first token in every model, whatever its tokenizer prefers to generate.
-        self._tokens = Tokens(processor, data.max_length, config, side="right")
+        self._tokens = Tokens(task.kind, processor, data.max_length, config)
+        self._end = end_token(task, processor)
         text_config = config.get_text_config() if config is not None else None
         self._vocabulary: int | None = getattr(text_config, "vocab_size", None)
 
@@ -38,9 +39,15 @@ class BoundCausalLM:
         """ln(vocabulary)."""
         return math.log(self._vocabulary) if self._vocabulary else None
 
+    def notes(self) -> list[str]:
+        """Which token ends each text."""
+        if self._end is not None:
+            return [f"each text ends with {self._end[0]!r}, counted in data.max_length; a text that is cut does not"]
+        return ["no end token is added to the texts, so the model learns no end (task.end_of_text)"]
+
     def encode_rows(self, rows: Sequence[Row], *, augment_seeds: Sequence[int] | None) -> list[Features]:
-        """Token ids; texts have no augmentation."""
-        encoded = self._tokens.encode([row["text"] for row in rows])
+        """Token ids, and the end token; texts have no augmentation."""
+        encoded = self._tokens.encode_whole([row["text"] for row in rows], self._end[1] if self._end else None)
         return [{**features, "id": row["id"]} for features, row in zip(encoded, rows, strict=True)]
 
     def encode(self, row: Row, *, augment_seed: int | None) -> Features:
@@ -74,6 +81,22 @@ class BoundCausalLM:
             for row, weight, mean in zip(batch.ids, batch.weights, means, strict=True)
             if weight
         ]
+
+
+def end_token(task: CausalLM, tokenizer: Any) -> tuple[str, int] | None:
+    """What ends each text, as a token and its id; None: nothing.
+
+    Raises:
+        UserError: the recipe asks for an end token, and the tokenizer has none.
+    """
+    if task.end_of_text is False or (task.end_of_text == "auto" and tokenizer.eos_token_id is None):
+        return None
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "task.end_of_text: true: the tokenizer has no end token; set eos_token in the model's "
+            "tokenizer_config.json, or end_of_text: false"
+        )
+    return str(tokenizer.eos_token), int(tokenizer.eos_token_id)
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -36,6 +36,10 @@ class Classification:
     def __init__(self, labels: list[str]) -> None:
         self.labels = labels
 
+    def notes(self) -> list[str]:
+        """Nothing that the recipe does not say."""
+        return []
+
     @property
     def random_loss(self) -> float | None:
         """ln(labels)."""

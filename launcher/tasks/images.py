@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -21,15 +21,57 @@ from torchvision.transforms.v2 import functional as F
 from launcher.data.decoding import decode
 from launcher.errors import UserError
 from launcher.models.image_spec import ImageSpec
+from launcher.models.own_processor import OwnProcessor
 
 Augment = Literal["none", "flip", "randaugment"]
+Encoded = dict[str, Tensor]
+"""Argument of the model -> its part for one image."""
 
 RANDAUGMENT_OPERATIONS = 2
 RANDAUGMENT_LEVEL = 9 / 30
 """Magnitude 9 of 31 bins: torchvision's default, and about the paper's for small models."""
 
 
-class Images:
+class Images(Protocol):
+    """Rows -> a batch of the model's image inputs."""
+
+    def encode(self, value: Any, row_id: str, seed: int | None) -> Encoded:
+        """One image; ``seed`` None: no augmentation."""
+
+    def inputs(self, images: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Encoded images -> arguments of the model; the first dimension of each is their number."""
+
+
+def images_for(processor: ImageSpec | OwnProcessor, augment: Augment) -> Images:
+    """What prepares images for the model whose processor this is.
+
+    Raises:
+        UserError: they would make no batch.
+    """
+    if isinstance(processor, OwnProcessor):
+        return ProcessedImages(processor, augment)
+    return SpecifiedImages(processor, augment)
+
+
+class ProcessedImages:
+    """Decodes and augments an image, and leaves all else to the model's own processor."""
+
+    def __init__(self, processor: OwnProcessor, augment: Augment) -> None:
+        self._processor, self._augment = processor, augment
+
+    def encode(self, value: Any, row_id: str, seed: int | None) -> Encoded:
+        """As the processor makes them, one image alone: nothing depends on its neighbours in the batch."""
+        image = decode(value, row_id)
+        if seed is not None:
+            image = augmented(image, self._augment, random.Random(seed))
+        return self._processor.encode(image, row_id)
+
+    def inputs(self, images: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Stacked."""
+        return {name: torch.stack([image[name] for image in images]) for name in images[0]}
+
+
+class SpecifiedImages:
     """Decodes, resizes, crops and augments one image at a time; scales and normalises a batch at a time."""
 
     def __init__(self, spec: ImageSpec, augment: Augment) -> None:
@@ -41,8 +83,8 @@ class Images:
         self._spec, self._augment = spec, augment
         self._interpolation = InterpolationMode(spec.interpolation)
 
-    def encode(self, value: Any, row_id: str, seed: int | None) -> Tensor:
-        """uint8 [3, height, width]; ``seed`` None: no augmentation."""
+    def encode(self, value: Any, row_id: str, seed: int | None) -> Encoded:
+        """uint8 [3, height, width]."""
         image = decode(value, row_id)
         spec = self._spec
         if spec.size is not None:
@@ -52,13 +94,14 @@ class Images:
             image = F.center_crop(image, list(spec.crop))
         if seed is not None:
             image = augmented(image, self._augment, random.Random(seed))
-        tensor: Tensor = F.pil_to_tensor(image)
-        return tensor
+        return {spec.input_name: F.pil_to_tensor(image)}
 
-    def inputs(self, images: list[Tensor]) -> dict[str, Tensor]:
+    def inputs(self, images: Sequence[Encoded]) -> dict[str, Tensor]:
         """float32 [B, 3, height, width] under the model's own name for it."""
-        floats = torch.stack(images).float() / (1 / self._spec.scale)  # divided, as torchvision's presets do
-        return {self._spec.input_name: F.normalize(floats, list(self._spec.mean), list(self._spec.std))}
+        name = self._spec.input_name
+        # divided, as torchvision's presets do
+        floats = torch.stack([image[name] for image in images]).float() / (1 / self._spec.scale)
+        return {name: F.normalize(floats, list(self._spec.mean), list(self._spec.std))}
 
 
 # --- augmentation -----------------------------------------------------------------------------------------------------

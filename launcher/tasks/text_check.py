@@ -30,9 +30,12 @@ UNKNOWN = "\u16a0\u2603\U00010348"
 AT_ONCE = 1000
 
 
-def bad_texts(splits: Mapping[str, Rows], tokenizer: Any, config: Any, max_length: int) -> list[SkippedRow]:
+def bad_texts(
+    splits: Mapping[str, Rows], tokenizer: Any, config: Any, max_length: int, *, is_classified: bool
+) -> list[SkippedRow]:
     """The rows whose ``text`` or ``text_pair`` has a fault, in the order of splits and rows."""
-    check = _Check(tokenizer, config, max_length)
+    end = config.eos_token_id if is_classified and getattr(config, "is_encoder_decoder", False) else None
+    check = _Check(tokenizer, end, max_length)
     found: list[SkippedRow] = []
     for split, rows in splits.items():
         bad: dict[int, str] = {}
@@ -46,13 +49,11 @@ def bad_texts(splits: Mapping[str, Rows], tokenizer: Any, config: Any, max_lengt
 
 
 class _Check:
-    def __init__(self, tokenizer: Any, config: Any, max_length: int) -> None:
+    def __init__(self, tokenizer: Any, end: int | None, max_length: int) -> None:
         self._tokenizer = copy.deepcopy(tokenizer)  # a call with another length changes it
         self._max_length = max(1, max_length - tokenizer.num_special_tokens_to_add(pair=False))
         self._drops_unknown = not self._ids([UNKNOWN])[0]
-        self._end: int | None = None
-        if getattr(config, "is_encoder_decoder", False) and "Classification" in " ".join(config.architectures or ()):
-            self._end = config.eos_token_id
+        self._end = end
 
     def faults(self, texts: pa.ChunkedArray, column: str) -> dict[int, str]:
         """Row -> what is wrong with its text."""

@@ -22,7 +22,7 @@ class BoundTextClassification(Classification):
 
     def __init__(self, task: TextClassification, data: Data, processor: Any, labels: list[str], config: Any) -> None:
         super().__init__(labels)
-        self._tokens = Tokens(processor, data.max_length, config)
+        self._tokens = Tokens(task.kind, processor, data.max_length, config)
 
     def encode_rows(self, rows: Sequence[Row], *, augment_seeds: Sequence[int] | None) -> list[Features]:
         """Token ids; texts have no augmentation."""

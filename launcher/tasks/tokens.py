@@ -4,43 +4,38 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from launcher.data.packing import pad
 from launcher.errors import DataError, UserError
-
-POSITION_OFFSET_MODELS = (
-    "roberta",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "camembert",
-    "mpnet",
-    "longformer",
-    "data2vec-text",
-)
-"""Model types whose first ``pad_token_id + 1`` positions are not for tokens."""
+from launcher.models import padding
 
 
 class Tokens:
-    """A tokenizer cut to a length, of its own: settings made here never reach the exported one."""
+    """A tokenizer cut to a length, of its own: settings made here never reach the exported one.
 
-    def __init__(
-        self, tokenizer: Any, max_length: int, config: Any, side: Literal["left", "right"] | None = None
-    ) -> None:
+    Args:
+        kind: of the task.
+        config: of the model; None: it has none to check against.
+    """
+
+    def __init__(self, kind: str, tokenizer: Any, max_length: int, config: Any) -> None:
         if tokenizer.pad_token_id is None:
             raise UserError(
                 f"{type(tokenizer).__name__} has no padding token; set pad_token in the model's tokenizer_config.json"
             )
         check_length(tokenizer, max_length, config)
+        for refusal in padding.refusals(kind, config, int(tokenizer.pad_token_id), max_length):
+            raise UserError(refusal)
         self._tokenizer = copy.deepcopy(tokenizer)
         self._max_length = max_length
         text_config = config.get_text_config() if config is not None else None
         self._num_embeddings: int | None = getattr(text_config, "vocab_size", None)
         self._check_ids([[int(tokenizer.pad_token_id)]])
-        self.side: Literal["left", "right"] = side or tokenizer.padding_side
+        self.side = padding.training_side(kind, config)
         self._fill = {
             "input_ids": int(tokenizer.pad_token_id),
             "token_type_ids": int(getattr(tokenizer, "pad_token_type_id", 0)),
@@ -54,10 +49,36 @@ class Tokens:
             UserError: a token for which the model has no embedding.
         """
         encoded = self._tokenizer(
-            list(texts), list(pairs) if pairs is not None else None, truncation=True, max_length=self._max_length
+            list(texts),
+            list(pairs) if pairs is not None else None,
+            truncation=True,
+            max_length=self._max_length,
+            return_attention_mask=True,
         )
         self._check_ids(encoded["input_ids"])
-        return [{name: encoded[name][row] for name in encoded} for row in range(len(texts))]
+        return _rows(encoded)
+
+    def encode_whole(self, texts: Sequence[str], end: int | None) -> list[dict[str, list[int]]]:
+        """Model inputs of each text with token ``end`` after it, unless it ends with that already or is cut.
+
+        A text longer than the length is cut at its end, so that no end is learned where there is none.
+
+        Raises:
+            UserError: a token for which the model has no embedding.
+        """
+        # Not cut by the tokenizer, which would put its own last tokens behind the cut.
+        encoded = self._tokenizer(list(texts), truncation=False, return_attention_mask=True, verbose=False)
+        rows = _rows(encoded)
+        for row in rows:
+            ids = row["input_ids"]
+            if end is not None and ids[-1:] != [end] and len(ids) < self._max_length:
+                for name, values in row.items():
+                    last = {"input_ids": end, "attention_mask": 1}
+                    values.append(last.get(name, values[-1] if values else 0))
+            for values in row.values():
+                del values[self._max_length :]
+        self._check_ids([row["input_ids"] for row in rows])
+        return rows
 
     def _check_ids(self, rows: Sequence[Sequence[int]]) -> None:
         """On a GPU such an id is an assertion of the device's, which names nothing."""
@@ -76,6 +97,10 @@ class Tokens:
         return {name: pad([row[name] for row in encoded], self._fill[name], self.side) for name in names}
 
 
+def _rows(encoded: Any) -> list[dict[str, list[int]]]:
+    return [{name: encoded[name][row] for name in encoded} for row in range(len(encoded["input_ids"]))]
+
+
 def check_length(tokenizer: Any, max_length: int, config: Any) -> None:
     """Refuse texts longer than the model has positions for, before one is met in the middle of a run.
 
@@ -85,7 +110,7 @@ def check_length(tokenizer: Any, max_length: int, config: Any) -> None:
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     if positions <= 0:  # XLNet says -1: its positions are relative, so there is no longest text
         return
-    if config is not None and getattr(config, "model_type", None) in POSITION_OFFSET_MODELS:
+    if config is not None and getattr(config, "model_type", None) in padding.POSITIONS_FROM_PADDING:
         positions -= (config.pad_token_id or 0) + 1
     if max_length > positions:
         raise DataError(

@@ -244,7 +244,7 @@ def _tagged(pixels: np.ndarray, exif: Image.Exif) -> Image.Image:
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_text("<html>not found</html>")
-    with pytest.raises(DataError, match=r"row dog/a\.png cannot be read \(.*a\.png\): .*; repair or remove it"):
+    with pytest.raises(DataError, match=r"row dog/a\.png cannot be read \(.*a\.png\): .*; repair it"):
         decode(str(path), "dog/a.png")
     with pytest.raises(DataError, match="does not exist; paths start from the recipe's folder"):
         decode(str(tmp_path / "b.png"), "5")

@@ -65,7 +65,7 @@ AXOLOTL_SAYS = {
     "lora_alpha": "write model.lora.alpha: 64",
     "lora_target_modules": "write model.lora.targets: [gate_proj, down_proj]",
     "sequence_len": "write data.max_length: 2048",
-    "micro_batch_size": "= 2 x 4 x ranks: on 1 rank write batch: {global_size: 8, micro_size: 2}, on 8 {global_size: 64",
+    "micro_batch_size": "= 2 x 4 x ranks: on 1 rank write batch: {global_size: 8, micro_size: 2}, on 8 {global_",
     "gradient_accumulation_steps": "= 2 x 4 x ranks: on 1 rank write batch: {global_size: 8, micro_size: 2}",
     "num_epochs": "write stages.NAME.epochs: 3",
     "optimizer": "write optimizer.kind: adamw; 8-bit states",

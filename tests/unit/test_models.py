@@ -236,9 +236,18 @@ def test_the_image_size_of_position_embeddings(tmp_path: Path) -> None:
         models.facts(Model(source=str(tmp_path)), task, 3, tmp_path)
 
 
-def test_the_processor_of_images_is_read_and_resized(tmp_path: Path) -> None:
+def test_the_processor_of_images_is_the_models_own(tmp_path: Path) -> None:
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     model = tiny(tmp_path, transformers.ViTConfig())
-    assert models.processor(model, IMAGE, tmp_path).size == (32, 32)
+    own = models.processor(model, IMAGE, tmp_path)
+    assert own.inputs == {"pixel_values": ((3, 32, 32), torch.float32)}
     resized = models.processor(model, ImageClassification(kind="image-classification", image_size=16), tmp_path)
-    assert (resized.size, resized.crop) == (16, (16, 16))
+    assert resized.inputs == {"pixel_values": ((3, 16, 16), torch.float32)}
+    assert dict(resized.processor.size) == {"height": 16, "width": 16}
+
+
+def test_a_processor_for_images_of_other_channels(tmp_path: Path) -> None:
+    transformers.ViTImageProcessor().save_pretrained(tmp_path)
+    model = tiny(tmp_path, transformers.ViTConfig(num_channels=1))
+    with pytest.raises(UserError, match=r"images of 1 channels, and its image processor ViTImageProcessor makes 3"):
+        models.processor(model, IMAGE, tmp_path)

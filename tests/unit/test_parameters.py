@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import RecipeError
+from launcher.plan import update_size
 from launcher.plan.parameters import ModelFacts, ParameterFacts, PatternError, depths, groups, select
 from launcher.recipe import Stage
 
@@ -253,3 +254,30 @@ def test_groups_part_the_selected_parameters(train: list[str], layer_decay: floa
     for group in found:
         spared = {p.name for p in BERT.parameters if not p.decays}
         assert (group.weight_decay == 0.0) == spared.issuperset(group.names)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"layer_decay": 0.9}, None),
+        ({"layer_decay": 0.02}, "3 norm weights may not move at rates of 3.2e-12 to 8e-09: "),
+        (
+            {"optimizer": {"kind": "adam", "learning_rate": 1e-9}},
+            "4 norm weights may not move at a learning rate of 1e-09",
+        ),
+        ({"optimizer": {"kind": "sgd", "learning_rate": 1e-9}}, "4 norm weights may not move"),  # clipped to norm 1
+        ({"optimizer": {"kind": "sgd", "learning_rate": 1e-9}, "clip_grad_norm": None}, None),  # who knows
+        ({"optimizer": {"kind": "sgd", "learning_rate": 1e-9, "momentum": 0.99}}, None),
+    ],
+)
+def test_the_plan_foresees_norm_weights_that_rounding_keeps_still(
+    settings: dict[str, object], says: str | None
+) -> None:
+    tuned = stage(["all"], **{"clip_grad_norm": 1.0} | settings)
+    found = update_size.warnings(tuned, groups(tuned, BERT), BERT)
+    assert len(found) == (says is not None)
+    if says:
+        assert found[0].startswith(f"stage tune: {says}")
+        assert ("raise layer_decay" in found[0]) == ("layer_decay" in settings)
+    head = stage(["head"], layer_decay=0.02)
+    assert update_size.warnings(head, groups(head, BERT), BERT) == []

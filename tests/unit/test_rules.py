@@ -132,9 +132,18 @@ CASES: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
     ],
     "data_keys_are_read_by_the_task": [
         ({"task": IMAGES["task"], "data": {"max_length": 512}}, "data.max_length", {"data": {"max_length": 512}}),
+    ],
+    "encoding_is_of_text": [
         ({"data": {"source": "parquet", "encoding": "utf-8"}}, "data.encoding", {"data": {"encoding": "utf-8"}}),
         ({"data": {"source": "package", "files": "a.parquet", "encoding": "utf-8"}}, "data.encoding",
          {"data": {"source": "package", "files": "a.csv", "encoding": "utf-8"}}),
+        ({"data": {"source": "arrow", "encoding": "utf-8"}}, "data.encoding", {"data": {"encoding": "utf-8"}}),
+    ],
+    "dialect_is_of_csv": [
+        ({"data": {"source": "json", "delimiter": ";"}}, "data.delimiter", {"data": {"delimiter": ";"}}),
+        ({"data": {"source": "package", "files": "a.txt", "quoting": "none"}}, "data.quoting",
+         {"data": {"source": "package", "files": ["a.tsv", "a.txt"], "quoting": "none"}}),
+        ({"data": {"escape": "|", "delimiter": "|"}}, "data.escape", {"data": {"escape": "\\", "delimiter": "|"}}),
     ],
     "split_keys_are_read": [
         ({"data": {"split": {"validation": 0, "stratify": "x"}}}, "data.split.stratify",

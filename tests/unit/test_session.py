@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,14 +20,19 @@ from typing import Any
 import pytest
 
 import launcher
-from launcher import orphans, run_lock, session
+from launcher import data, orphans, oversubscription, proof, run_lock, session
 from launcher.cluster import RANKS_VARY, Cluster
-from launcher.errors import EnvironmentProblem, StoppedEarly, UserError
+from launcher.errors import EnvironmentProblem, RecipeError, StoppedEarly, UserError
 from launcher.plan import RunPlan
+from launcher.plan.data_facts import DataFacts
 from launcher.plan.saved import read_plan
+from launcher.proof import Proof
 from launcher.recipe import Recipe, differences, reading
 from launcher.run_dir import RunDir
 from launcher.status import read_status, render, write_status
+
+handed_on: list[DataFacts | None] = []
+"""What the planner was given of the data."""
 
 RECIPE: dict[str, Any] = {
     "name": "tiny",
@@ -45,8 +51,12 @@ def workplace(
     """A folder with a recipe; the clusters that were planned for."""
     planned: list[Cluster] = []
 
-    def prepare(recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: object) -> RunPlan:
+    def prepare(
+        recipe: Recipe, recipe_dir: Path, cluster: Cluster, origins: object, found: DataFacts | None = None
+    ) -> RunPlan:
         planned.append(cluster)
+        assert found in (None, data.load(recipe.data, recipe.task, recipe_dir).facts())
+        handed_on.append(found)
         return make_plan(recipe, cluster)
 
     monkeypatch.setattr(launcher, "survey", SimpleNamespace(prepare=prepare), raising=False)
@@ -54,6 +64,7 @@ def workplace(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(json.dumps(RECIPE))
+    Path("rows.csv").write_text("text,label\n" + "good,a\nbad,b\n" * 8)
     yield planned
     let_go()
 
@@ -78,7 +89,9 @@ def open_run(*overrides: str, run_dir: Path | None = None, ranks: int | None = N
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        return session.open_run(Path("recipe.yaml"), overrides, run_dir)
+        has_facts = "--data-facts" in claimed.arguments
+        facts = Path(claimed.arguments[claimed.arguments.index("--data-facts") + 1]) if has_facts else None
+        return session.open_run(Path("recipe.yaml"), overrides, run_dir, facts)
 
 
 def finish(path: Path) -> None:
@@ -117,6 +130,19 @@ def test_new_run(workplace: list[Cluster]) -> None:
     assert "epochs: 3" in run.recipe.read_text()
     found = read_status(run)
     assert (found.state, found.ranks, found.launcher_pid) == ("preparing", 1, os.getpid())
+    assert handed_on[-1] is not None, "what the launcher found in the data"
+    assert not run.data_facts.exists()
+
+
+def test_wrong_data_is_told_at_its_line_before_there_is_a_folder(workplace: list[Cluster]) -> None:
+    Path("rows.csv").write_text("text,labl\ngood,a\nbad,b\n")
+    with pytest.raises(RecipeError) as refused:
+        claim("batch.global_size=9", ranks=2)
+    assert {(problem.path, problem.line) for problem in refused.value.problems} == {
+        ("batch.global_size", None),
+        ("data.columns.label", 1),
+    }
+    assert (workplace, Path("runs").exists()) == ([], False)
 
 
 def test_a_new_run_without_room_for_its_model_leaves_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +165,8 @@ def test_a_claim_is_for_the_first_rank_to_plan(workplace: list[Cluster]) -> None
     claimed = claim("stages.full.epochs=3", ranks=2)
     assert (claimed.standing, claimed.cluster.ranks, workplace) == ("new", 2, [])
     assert claimed.arguments == (
-        "recipe.yaml", "--run-dir", "runs/tiny", "--unplanned", "--set", "stages.full.epochs=3"
+        "recipe.yaml", "--run-dir", "runs/tiny", "--unplanned", "--set", "stages.full.epochs=3",
+        "--data-facts", "runs/tiny/data_facts.json",
     )  # fmt: skip
     session.withdraw(claimed)
     assert not claimed.path.exists()
@@ -327,6 +354,91 @@ def test_resume_where_there_is_no_run() -> None:
     Path("empty").mkdir()
     with pytest.raises(UserError, match="empty holds no run"):
         session.reopen_run(Path("empty"))
+
+
+@pytest.mark.parametrize("place", ["rows.csv", "rows.csv/run", "rows.csv/deep/run", "leads-nowhere", "n" * 300])
+def test_a_run_dir_that_cannot_be_a_folder_is_the_users_mistake(place: str) -> None:
+    """A file, one under a file, a link to nothing, a name too long: a line, and nothing is made."""
+    Path("rows.csv").write_text("text,label\n")
+    Path("leads-nowhere").symlink_to("nowhere")
+    before = set(Path().iterdir())
+    for started in (claim, open_run):
+        with pytest.raises(UserError, match=r"choose another --run-dir$") as refused:
+            started(run_dir=Path(place))
+        assert "\n" not in str(refused.value)
+    assert set(Path().iterdir()) == before
+
+
+def test_a_run_dir_that_cannot_be_written_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root anything can be written, so the system's answer is made up."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refusing(PermissionError(errno.EACCES, "Permission denied")))
+        with pytest.raises(EnvironmentProblem, match=r"runs/tiny cannot be written \(Permission denied\); choose"):
+            claim()
+    monkeypatch.setattr("tempfile.TemporaryFile", refusing(OSError(errno.EROFS, "Read-only file system")))
+    Path("runs/tiny").mkdir(parents=True)
+    with pytest.raises(EnvironmentProblem, match=r"runs/tiny cannot be written \(Read-only file system\)"):
+        session.claim_run(Path("recipe.yaml"))
+
+
+def refusing(error: OSError) -> Callable[..., Any]:
+    def refuse(*_: object, **__: object) -> Any:
+        raise error
+
+    return refuse
+
+
+def test_a_run_that_starts_says_so_before_it_has_a_plan() -> None:
+    """Its launcher does, until the first rank can."""
+    claimed = claim()
+    run = RunDir(claimed.path)
+    found = read_status(run)
+    assert (found.state, found.phase, found.ranks, found.stages, found.launcher_pid) == (
+        "preparing", "importing", 1, 2, os.getpid()
+    )  # fmt: skip
+    assert "\nphase       importing" in render(found, run)
+    assert "phase" not in render(found.model_copy(update={"state": "running", "phase": None}), run)
+    lost = found.model_copy(update={"pid": 2**22 + 1, "launcher_pid": None, "updated": 0.0})
+    assert "there is no plan yet" in render(lost, run).splitlines()[-1], "resume would find nothing to go on with"
+    session.withdraw(claimed)
+    assert not claimed.path.exists()
+
+
+def test_too_many_ranks_are_refused_before_anything_is_made(
+    workplace: list[Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session.host_limits, "cores", lambda: 2)
+    monkeypatch.setattr(session.host_limits, "available_bytes", lambda: 24 * 2**30)
+    monkeypatch.delenv(oversubscription.ALLOWED, raising=False)
+    with pytest.raises(EnvironmentProblem, match=r"--ranks 64: this host has 2 cores .* at most 8, or add --overs"):
+        claim(ranks=64)
+    assert not Path("runs").exists()
+    assert claim(ranks=8).cluster.ranks == 8
+    monkeypatch.setenv(oversubscription.ALLOWED, "1")
+    assert claim(ranks=64).cluster.ranks == 64
+
+
+def test_a_failed_proof_is_accepted_by_name() -> None:
+    path = open_run().path
+    run = RunDir(path)
+    with pytest.raises(UserError, match=r"--accept heat: runs/tiny has no such stage; its stages are head, full"):
+        session.reopen_run(path, accept="heat")
+    with pytest.raises(UserError, match="the proof of stage head has not been made yet"):
+        session.reopen_run(path, accept="head")
+    failed = Proof(
+        index=0, stage="head", engine={"engine": "X"}, holds=False, groups=[], moved_though_frozen=["a"],
+        still_though_trained=[], unused=[], parameters=[],
+    )  # fmt: skip
+    proof.write(run, failed)
+    session.reopen_run(path, accept="head")
+    found = proof.read(run, 0, "head")
+    assert found is not None
+    assert found.is_accepted
+    found.raise_if_wrong("x", run)
+    assert proof.verdicts(run, ["head", "full"]) == ["the proof of stage head does not hold"]
+    proof.write(run, failed.model_copy(update={"holds": True}))
+    with pytest.raises(UserError, match="holds: there is nothing to accept"):
+        session.reopen_run(path, accept="head")
 
 
 def test_damaged_plan() -> None:

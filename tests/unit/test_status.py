@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from launcher import phases
 from launcher.errors import UserError
 from launcher.run_dir import RunDir
+from launcher.slurm import status as slurm_status
 from launcher.slurm.status import follow
 from launcher.status import (
     Status,
@@ -117,6 +120,72 @@ def test_no_run_there(tmp_path: Path) -> None:
     run.status.write_text("{}")
     with pytest.raises(UserError, match="not a status of this version"):
         read_status(run)
+
+
+def test_a_path_that_leads_to_or_through_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is a file, and no run's folder"):
+        read_status(RunDir(tmp_path / "file"))
+    with pytest.raises(UserError, match="run is not there"):
+        read_status(RunDir(tmp_path / "file" / "run"))
+    with pytest.raises(UserError, match="is a file"):
+        next(follow(RunDir(tmp_path / "file")))
+
+
+def test_a_folder_that_a_launcher_has_just_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has written nothing yet: status and watch wait a moment, and then say that it starts."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    run.launcher_lock.write_text(f"{os.getpid()}\n")
+    monkeypatch.setattr(slurm_status, "STARTS_WITHIN_S", 0.0)
+    assert f"run: process {os.getpid()} is starting a run here" in slurm_status.as_text(run)
+    assert slurm_status.as_json(run)["state"] == "preparing"
+    monkeypatch.setattr(slurm_status, "FOLLOW_EVERY_S", 0.0)
+    seen = follow(run)
+    assert "waiting 20 s for one to start" in next(seen)
+    write_status(run, a_status(state="preparing", phase="importing", stage=None, stage_index=None, updated=time.time()))
+    assert "phase       importing" in next(seen)
+    write_status(run, a_status(state="failed", phase=None, message="no"))
+    assert "state       failed" in next(seen)
+    assert list(seen) == []
+
+
+def test_where_nobody_starts_a_run_a_watch_ends_with_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dead_pid: int
+) -> None:
+    monkeypatch.setattr(slurm_status, "AWAITED_S", 0.0)
+    monkeypatch.setattr(slurm_status, "FOLLOW_EVERY_S", 0.0)
+    run = RunDir(tmp_path / "run")
+    run.create()
+    run.launcher_lock.write_text(f"{dead_pid}\n")
+    with pytest.raises(UserError, match="holds no run"):
+        slurm_status.as_text(run)
+    for folder in (run, RunDir(tmp_path / "nothing")):
+        with pytest.raises(UserError, match=r"holds no run|is not there"):
+            list(follow(folder))
+
+
+def test_phases_are_said_once_and_end_with_the_first_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDir(tmp_path)
+    phases.enter("planning")
+    assert (phases.current(), phases.end(), capsys.readouterr().out) == (None, None, ""), "not the first rank"
+    write_status(run, a_status(state="preparing"))
+    phases.begin(None)
+    phases.knows(run)
+    assert phases.current() == "importing"
+    seen = []
+    for phase in ("reading data", "planning", "reading data", "reading data", "building", "first step"):
+        phases.enter(phase)
+        seen.append(read_status(run).phase)
+    assert seen == ["reading data", "planning", "reading data", "reading data", "building", "first step"]
+    done = phases.end()
+    assert done is not None
+    assert re.fullmatch(
+        r"first step done after [\d.]+ s: importing [\d.]+, reading data [\d.]+, planning [\d.]+, building [\d.]+, "
+        r"first step [\d.]+", done
+    )  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["importing", "reading", "planning", "building", "taking"]
 
 
 def test_closing(tmp_path: Path) -> None:

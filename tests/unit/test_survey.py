@@ -86,7 +86,8 @@ WRONG = {
     "file": (("rows.csv", "row.csv"), "data.files", "files:", "'row.csv' does not exist", "did you mean 'rows.csv'?"),
     "absent label": (
         ("classification}", "classification, labels: [bad, goood]}"), "task.labels", "labels:",
-        "'goood' is not in the data", "did you mean 'good'?",
+        "label 'good' in split train, column 'sentiment', is not among task.labels: 'bad', 'goood'",
+        "did you mean 'goood'?",
     ),
     "global size of the top": (
         ("  global_size: 16", "  global_size: 17"), "batch.global_size", "  global_size: 17",
@@ -278,7 +279,7 @@ def test_a_best_without_validation_is_refused_at_its_line(tmp_path: Path) -> Non
     """Whether a folder of images has a validation split is only seen in the folder."""
     for split, label, number in (("train", "cat", 0), ("train", "dog", 1), ("validation", "dog", 2)):
         (tmp_path / "pictures" / split / label).mkdir(parents=True)
-        (tmp_path / "pictures" / split / label / f"{number}.png").touch()
+        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / split / label / f"{number}.png")
     (tmp_path / "recipe.yaml").write_text(IMAGES)
     recipe, origins = reading.load_with_origins(tmp_path / "recipe.yaml")
     machine = Cluster(gpus_per_node=0, ranks_per_node=1)

@@ -55,45 +55,11 @@ def test_torchvision_transforms_to_the_bit(name: str) -> None:
     assert spec.input_name == "x"
 
 
-def processors() -> dict[str, Any]:
-    import transformers
-
-    return {
-        "vit": transformers.ViTImageProcessor(),
-        "vit_bicubic": transformers.ViTImageProcessor(resample=3, size={"height": 24, "width": 32}),
-        "convnext": transformers.ConvNextImageProcessor(),
-        "convnext_large": transformers.ConvNextImageProcessor(size={"shortest_edge": 384}),
-        "clip": transformers.CLIPImageProcessor(),
-        "plain": transformers.ViTImageProcessor(do_normalize=False, do_rescale=False),
-    }
-
-
-@pytest.mark.parametrize("name", ["vit", "vit_bicubic", "convnext", "convnext_large", "clip", "plain"])
-def test_transformers_processors_closely(name: str) -> None:
-    """transformers resizes tensors, we resize images: the same up to the rounding of single pixels."""
-    processor = processors()[name]
-    image = picture(300, 280)
-    expected = processor(image, return_tensors="pt")["pixel_values"][0].float()
-    ours = inputs_of(bound(image_spec.from_transformers(processor)), image)
-    assert ours.shape == expected.shape
-    bytes_apart = (ours - expected).abs() / (1 if name == "plain" else (1 / 255 / 0.225))
-    assert bytes_apart.mean() < 0.5
-    assert bytes_apart.max() < 6
-
-
 def test_specs_survive_json() -> None:
     import json
 
     for spec in (SMALL, ImageSpec(size=(3, 4), crop=None, mean=(0.0,), std=(1.0,))):
         assert image_spec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
-
-
-def test_processor_with_a_size_of_its_own_kind() -> None:
-    import transformers
-
-    processor = transformers.ViTImageProcessor(size={"longest_edge": 100})
-    with pytest.raises(UserError, match=r"longest_edge.*set task.image_size"):
-        image_spec.from_transformers(processor)
 
 
 def test_image_size_keeps_the_whole_shorter_side() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import TypeAdapter
+from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
 from transformers import AutoTokenizer, BertConfig, RobertaConfig, XLNetConfig
 
@@ -227,10 +228,54 @@ def test_tokenizer_that_cannot_pad(tokenizer: Any) -> None:
         bound(without)
 
 
-def test_tokenizers_that_pad_left_are_followed_where_it_matters(tokenizer: Any) -> None:
+def test_batches_are_filled_up_where_the_model_needs_it_whatever_the_tokenizer_prefers(tokenizer: Any) -> None:
     import copy
 
     left = copy.deepcopy(tokenizer)
     left.padding_side = "left"
-    assert batch_of(bound(left)).model_inputs["attention_mask"][0, 0] == 0
+    for config, first in ((BertConfig(), 1), (XLNetConfig(), 0)):
+        assert batch_of(bound(left, config=config)).model_inputs["attention_mask"][0, 0] == first
+        assert batch_of(bound(tokenizer, config=config)).model_inputs["attention_mask"][0, 0] == first
     assert batch_of(bound(left, CausalLM(kind="causal-lm"))).model_inputs["attention_mask"][0, 0] == 1
+
+
+def test_each_text_ends_with_the_end_token_once(tokenizer: Any) -> None:
+    """Padding by the same token is no target, the end token is; a text that is cut has none."""
+    import copy
+
+    ended = copy.deepcopy(tokenizer)
+    ended.eos_token = ended.pad_token = "[SEP]"  # which this tokenizer puts behind each text itself
+    plain = copy.deepcopy(ended)
+    plain.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 101)])
+    rows = [{"text": text, "id": text} for text in ("so so", "so so [SEP]", "so so so", "so so so so so")]
+    for one in (plain, ended):
+        batch = batch_of(bound(one, CausalLM(kind="causal-lm"), max_length=5), rows=rows)
+        assert batch.model_inputs["input_ids"].tolist() == [
+            [101, 2061, 2061, 102, 102],
+            [101, 2061, 2061, 102, 102],
+            [101, 2061, 2061, 2061, 102],
+            [101, 2061, 2061, 2061, 2061],
+        ]
+        labels = [[101, 2061, 2061, 102, -100]] * 2 + [[101, 2061, 2061, 2061, 102], [101, 2061, 2061, 2061, 2061]]
+        if one is ended:  # the second is written with one, and the tokenizer puts another behind it
+            labels[1] = [101, 2061, 2061, 102, 102]
+        assert batch.labels.tolist() == labels
+        assert batch.tokens == sum(token != -100 for row in labels for token in row)
+        assert batch.size == batch.tokens - len(rows)
+
+
+def test_the_end_token_is_told_and_can_be_left_out(tokenizer: Any) -> None:
+    import copy
+
+    def made(tokenizer: Any, **settings: Any) -> BoundTask:
+        return bound(tokenizer, CausalLM(kind="causal-lm", **settings))
+
+    ended = copy.deepcopy(tokenizer)
+    ended.eos_token = "[unused1]"
+    assert made(ended).encode(ROWS[2], augment_seed=None)["input_ids"][-1] == ended.eos_token_id
+    assert "'[unused1]'" in made(ended).notes()[0]
+    assert made(ended, end_of_text=False).encode(ROWS[2], augment_seed=None)["input_ids"][-1] == tokenizer.sep_token_id
+    assert "no end token" in made(ended, end_of_text=False).notes()[0]
+    assert "no end token" in made(tokenizer).notes()[0]
+    with pytest.raises(UserError, match=r"task\.end_of_text: true: the tokenizer has no end token"):
+        made(tokenizer, end_of_text=True)

@@ -10,9 +10,11 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstring>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
+#include "gather.h"
 #include "layouts.h"
 
 using torch::headeronly::ScalarType;
@@ -93,6 +95,12 @@ Call checked(const Tensors& params, const Tensors& grads, const Tensors& exp_avg
                      (count == 0 || scalars.is_cpu() || scalars.get_device() == params[0].get_device());
     STD_TORCH_CHECK(is_packed, "thawline: scalars must be the nine float32 of reference.packed, on the host or on the parameters' device");
     return call;
+}
+
+// As autograd does for the operators it knows.
+void count_writes(std::initializer_list<const Tensors*> lists) {
+    for (const Tensors* list : lists)
+        for (size_t t = 0; list && t < list->size(); t++) count_write_of((*list)[t].get());
 }
 
 int64_t num_norm_chunks(const Tensors& grads) {

@@ -4,7 +4,9 @@
 // Built against libtorch's stable ABI, so one binary serves torch 2.10 and later.
 #include <algorithm>
 #include <atomic>
+#include <system_error>
 #include <thread>
+
 #include "arguments.h"
 #include "cpu_kernel.h"
 #include "gather.h"
@@ -30,6 +32,18 @@ const Kernels& kernels_for(const std::string& isa) {
     return *found;
 }
 
+// As parallel_for, on threads made anew; as few as the system grants.
+template <class Work>
+void on_new_threads(int64_t threads, Work work) {
+    std::vector<std::thread> others;
+    try {
+        while (static_cast<int64_t>(others.size()) + 1 < threads) others.emplace_back(work, 0, 1);
+    } catch (const std::system_error&) {
+    }
+    work(0, 1);
+    for (std::thread& other : others) other.join();
+}
+
 // Hands out the chunks of all tensors, laid end to end, to whichever thread is free. Which thread takes a chunk, and where
 // the chunks are cut, changes no bit: the step of an element needs that element alone.
 template <class Visit>
@@ -50,8 +64,9 @@ void for_each_chunk(const std::vector<int64_t>& numels, Visit visit) {
         }
     };
     const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), num_chunks);
-    if (threads > 1) torch::stable::parallel_for(0, threads, 1, work);
-    else work(0, 1);
+    if (threads <= 1) work(0, 1);
+    else if (is_forked()) on_new_threads(threads, work);
+    else torch::stable::parallel_for(0, threads, 1, work);
 }
 
 void step_all(const Layout& layout, const std::vector<Streams>& streams, const std::vector<int64_t>& numels, const Scalars& s,
@@ -65,6 +80,7 @@ void adamw(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs,
            std::vector<int64_t> keys, bool is_accurate, bool zero_grad, std::string isa) {
     const Call call = checked(params, grads, exp_avgs, exp_avg_sqs, peaks, extras, scalars, keys);
     step_all(call.layout, call.streams, call.numels, *call.scalars, {is_accurate, zero_grad}, isa);
+    if (call.scalars->skips == 0.0f) count_writes({&params, &exp_avgs, &exp_avg_sqs, &peaks, &extras, zero_grad ? &grads : nullptr});
 }
 
 // A piece of a gradient whose squares make one element of the sums.
@@ -98,6 +114,7 @@ void sums_of_squares(Tensors grads, Tensor sums, std::string isa) {
         append_chunks(chunks, numels, grad.data_ptr(), grad.numel(), sum);
     }
     sum_all(chunks, numels, static_cast<double*>(sums.data_ptr()));
+    count_write_of(sums.get());
 }
 
 void touch(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs) {
@@ -109,6 +126,7 @@ void touch(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs)
     }
     const TouchRange touch_range = kernels_for("").touch;
     for_each_chunk(numels, [&](size_t t, int64_t begin, int64_t end) { touch_range(streams[t], begin, end); });
+    count_writes({&params, &exp_avgs, &exp_avg_sqs});
 }
 
 }  // namespace

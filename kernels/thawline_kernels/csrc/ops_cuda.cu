@@ -191,6 +191,7 @@ void adamw(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs,
     const Scalars* on_device = call.are_scalars_on_host ? nullptr : call.scalars;
     if (given.skips != 0.0f) return;
     step_all(call.layout, call.streams, call.numels, on_device, given, {is_accurate, zero_grad}, params[0].get_device());
+    count_writes({&params, &exp_avgs, &exp_avg_sqs, &peaks, &extras, zero_grad ? &grads : nullptr});
 }
 
 void sums_of_squares(Tensors grads, Tensor sums, std::string) {
@@ -207,6 +208,7 @@ void sums_of_squares(Tensors grads, Tensor sums, std::string) {
     const int32_t device = sums.get_device();
     const torch::stable::accelerator::DeviceGuard guard(device);
     sum_all(is_half ? Grad::bf16 : Grad::fp32, pointers, numels, static_cast<double*>(sums.data_ptr()), device, current_stream(device));
+    count_write_of(sums.get());
 }
 
 // What went wrong in `work`, or null: an exception must not cross ctypes. The text lasts until the thread's next.
