@@ -27,7 +27,8 @@ The modules, in the order to read them; a name with a slash is a folder, whose o
     ssh_nodes    several machines without SLURM
     doctor       whether a machine can train
     inference    evaluate and predict with an exported model
-    cli          the commands
+    first_recipe/ a recipe for data that is looked at: what `thawline init` writes
+    cli          the commands; cli_recipes, cli_models and cli_cluster have some of them, cli_help their order
 """
 
 __version__ = "0.1.0"
