@@ -33,6 +33,7 @@ SMALL: dict[str, Any] = {
     "moe_topk": 2, "moe_k": 2, "moe_top_k": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
     "vocab_size": 256, "max_position_embeddings": 128, "n_positions": 128, "n_ctx": 128, "max_seq_len": 128,
     "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "hidden_size_global": WIDTH, "encoder_hash_byte_group_vocab": 300,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "sliding_window": 64,
     "image_size": 32, "patch_size": 8,
 }  # fmt: skip
@@ -42,7 +43,7 @@ SMALL: dict[str, Any] = {
 MLA = {"num_key_value_heads": HEADS, "head_dim": 8, "qk_head_dim": 16}
 """Latent attention, where keys and values have as many heads as queries."""
 MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8}
-STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1], "image_size": 64, "patch_size": 4}
+STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1], "num_stages": 4, "image_size": 64, "patch_size": 4}
 WINDOWS = {"embed_dim": 8, "depths": [2, 2, 4], "num_heads": [1, 2, 4], "window_size": 4, "patch_size": 2}
 OWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
@@ -50,6 +51,10 @@ OWN: dict[str, dict[str, Any]] = {
          "minicpm3", "mistral4", "youtu", "kimi_linear", "bailing_hybrid"),
         MLA,
     ),
+    "deepseek_v2": MLA | {"num_experts_per_tok": 2}, "falcon": {"num_kv_heads": 2},
+    "mistral4": MLA | {"head_dim": 16},
+    "nemotron": {"head_dim": 8, "num_key_value_heads": 2}, "dots3_note_text": {"num_key_value_heads": HEADS},
+    "cohere_compass_text": {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}},
     "esmc": {"num_key_value_heads": HEADS},
     "esm": {"vocab_size": 256, "mask_token_id": 3},
     "bamba": MAMBA2, "granitemoehybrid": MAMBA2 | {"layer_types": ["mamba", "attention", "mamba"]},
@@ -77,27 +82,26 @@ OWN: dict[str, dict[str, Any]] = {
     "t5": {"decoder_start_token_id": 0}, "mt5": {"decoder_start_token_id": 0}, "umt5": {"decoder_start_token_id": 0},
     "xmod": {"default_language": "en_XX"},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0}, "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "zaya": {"num_experts_per_tok": 1},
     "gemma3n_text": {"num_hidden_layers": 5, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": 256,
                      "hidden_size_per_layer_input": 8, "laurel_rank": 4, "layer_types": None,
-                     "activation_sparsity_pattern": 0.0},
+                     "activation_sparsity_pattern": [0.0] * 5},
     "gemma4_text": {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": 256, "hidden_size_per_layer_input": 8},
-    "cohere_compass_text": {"num_hidden_layers": 4},
     "convnext": STAGES, "convnextv2": STAGES, "focalnet": WINDOWS, "swin": WINDOWS, "swinv2": WINDOWS,
     "donut-swin": WINDOWS, "dinat": {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]},
     "bit": {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 2, 1], "num_groups": 4},
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 2, 1]},
     "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 2, 1], "groups_width": 8},
-    "cvt": {"embed_dim": [8, 16, 32], "num_heads": [1, 2, 4], "depth": [1, 1, 3]},
-    "efficientnet": {"width_coefficient": 0.2, "depth_coefficient": 0.2, "hidden_dim": 64, "image_size": 64},
+    "cvt": {"embed_dim": [8, 16, 32], "num_heads": [1, 2, 4], "depth": [1, 2, 3]},
+    "efficientnet": {"width_coefficient": 0.2, "depth_coefficient": 0.2, "hidden_dim": 256, "image_size": 64},
     "hgnet_v2": {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 2, 1],
                  "stem_channels": [3, 8, 8], "stage_in_channels": [8, 8, 16, 16], "stage_mid_channels": [8, 8, 8, 8],
                  "stage_out_channels": [8, 16, 16, 32], "stage_num_blocks": [1, 1, 2, 1]},
     "hiera": {"embed_dim": 8, "image_size": [64, 64], "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4]},
     "levit": {"hidden_sizes": [16, 32, 32], "num_attention_heads": [2, 4, 4], "depths": [2, 2, 2], "key_dim": [8, 8, 8],
-              "image_size": 64},
+              "image_size": 64, "patch_size": 16},
     "pvt": {"image_size": 64, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 4]},
     "pvt_v2": {"image_size": 64, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 4]},
     "segformer": {"image_size": 64, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 4], "decoder_hidden_size": 16},
@@ -125,8 +129,9 @@ def shrink(config: Any) -> dict[str, Any]:
             if "PerLayer" not in type(error).__name__:
                 raise
             now = 0
+        is_derived = isinstance(getattr(type(config), name, None), property) and name not in attribute_map
         optional = name.endswith("_token_id") or name == "head_dim"
-        if (now is None and optional) or (isinstance(now, int) and not isinstance(now, bool)):
+        if not is_derived and ((now is None and optional) or (isinstance(now, int) and not isinstance(now, bool))):
             changed[attribute_map.get(name, name)] = value
     return changed
 

@@ -20,7 +20,7 @@ from launcher import data, models, plan, stages, tasks
 from launcher.cluster import Cluster
 from launcher.costs.peak import Activations, NotCounted
 from launcher.errors import EnvironmentProblem, Problem, RecipeError, UserError
-from launcher.models import activations, recompute
+from launcher.models import activation_bound, activations, long_texts, recompute
 from launcher.models.flops import FlopMeter
 from launcher.plan import assumed, fit, memory_plot, search, ways
 from launcher.plan.data_facts import DataFacts
@@ -148,6 +148,7 @@ def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fi
     found: dict[Any, Activations] = {}
     meter = FlopMeter()
     config = getattr(module, "config", None)
+    device: activations.Device = "cuda" if cluster.gpus_per_node else "cpu"
 
     def count(stage: plan.StagePlan, length: int | None = None) -> Activations:
         settings, micro_size = stage.settings, stage.batch.micro_size
@@ -162,15 +163,20 @@ def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fi
                 raise NotCounted(refused)
             stages.apply(module, stage)
             stages.set_modes(module, stage)
-            found[key] = activations.count(
-                module,
-                lambda: activations.inputs_of(recipe.task, processor, micro_size, tokens, config),
-                "cuda" if cluster.gpus_per_node else "cpu",
-                settings.precision,
-                is_cast=is_cast,
-                checkpoints=checkpoints,
-                meter=meter,
-            )
+
+            def inputs(tokens: int) -> dict[str, Any]:
+                return activations.inputs_of(recipe.task, processor, micro_size, tokens, config)
+
+            def of_length(tokens: int) -> Activations:
+                return activations.count(
+                    module, lambda: inputs(tokens), device, settings.precision, is_cast=is_cast,
+                    checkpoints=checkpoints, meter=meter,
+                )  # fmt: skip
+
+            try:
+                found[key] = long_texts.counted(of_length, tokens, meter)
+            except NotCounted as error:
+                found[key] = activation_bound.bound(module, inputs(tokens), checkpoints=checkpoints, reason=str(error))
         return found[key]
 
     return count

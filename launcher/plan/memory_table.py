@@ -40,7 +40,8 @@ def rows(plan: RunPlan) -> list[RenderableType]:
     for stage in plan.stages:
         table.add_row(*map(Text, _row(plan, stage)))
     assumed = dict.fromkeys(told for stage in plan.stages if stage.time for told in stage.time.assumptions)
-    told = [f"{stage.name}: {stage.why}" for stage in plan.stages if stage.fits is not True or "auto took" in stage.why]
+    told = [f"{stage.name}: {stage.why}" for stage in plan.stages if _needs_words(stage)]
+    told += [f"{stage.name}: {routed}" for stage in plan.stages if (routed := _routed(stage))]
     told += [f"{stage.name}: {on_disk}" for stage in plan.stages if (on_disk := _on_disk(plan, stage))]
     told += [f"time is estimated: {'; '.join(assumed)}"] if assumed else []
     return [table, Text("\n".join(told))] if told else [table]
@@ -64,6 +65,8 @@ def explained(plan: RunPlan, name: str) -> RenderableType:
         blocks.append(Text(f"host memory: {_gib(found.memory.host_bytes)} GiB a rank"))
     if on_disk := _on_disk(plan, found):
         blocks.append(Text(on_disk))
+    if routed := _routed(found):
+        blocks.append(Text(routed))
     if found.disk:
         sizes = [found.disk.checkpoint_bytes, found.disk.model_bytes, found.disk.most_bytes]
         told = "disk: {} GiB a checkpoint inside the stage, {} the model at its end, {} at most while it runs"
@@ -71,6 +74,23 @@ def explained(plan: RunPlan, name: str) -> RenderableType:
     if found.time:
         blocks += _time(found.time)
     return Group(*blocks)
+
+
+def _needs_words(stage: StagePlan) -> bool:
+    is_bound = stage.memory is not None and stage.memory.activations_are != "counted"
+    return stage.fits is not True or is_bound or "auto took" in stage.why
+
+
+def _routed(stage: StagePlan) -> str:
+    """What a mixture's activations take by where its routers send the tokens; empty where there are no experts."""
+    memory = stage.memory
+    if memory is None or memory.even_routing_bytes is None or memory.worst_routing_bytes is None:
+        return ""
+    even, worst = _gib(memory.even_routing_bytes), _gib(memory.worst_routing_bytes)
+    return (
+        f"experts: {even} GiB of activations if all get equal shares of the tokens, {worst} GiB if every token chooses "
+        "the same ones; the plan takes the larger"
+    )
 
 
 def _on_disk(plan: RunPlan, stage: StagePlan) -> str:
