@@ -84,6 +84,7 @@ def claim_run(
     run = RunDir(run_dir or RUNS / recipe.name)
     if _holds(run, recipe):
         return _claimed(run, ranks)
+    run.require_possible()
     cluster = _cluster(ranks, from_environment=False)
     oversubscription.require_room(cluster, host_limits.available_bytes(), f"--ranks {ranks}")
     found = data_survey.look(recipe, recipe_path.resolve().parent, cluster.ranks, origins)
@@ -149,6 +150,7 @@ def open_run(
     run = RunDir(run_dir or RUNS / recipe.name)
     if _holds(run, recipe):
         return _reopened(run, None, from_environment=True)
+    run.require_possible()
     hub_access.stay_offline_if_unreachable(recipe)
     from launcher import survey  # imports torch, transformers and datasets
 
