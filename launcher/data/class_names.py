@@ -1,28 +1,24 @@
 """The names that data has for its class ids, as `datasets` writes them beside the columns.
 
 Owns their reading, and the one rule: an id means what its own file says. Files of one split that number the same names
-otherwise are numbered alike; one that has ids without names, beside others with, is refused. `datasets` takes the names
-of the first file of all for all, so a dataset of the hub whose files differ is refused. Called by `table_files` and
-`sources`.
+otherwise are numbered alike; one that has ids without names, beside others with, is refused. Called by `table_files`,
+`hub_files` and `sources`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet
 
 from launcher.data.rows import is_text
 from launcher.data.table import Table
 from launcher.errors import DataError
-from launcher.recipe.yaml_tree import shortened
 
 Names = dict[str, list[str]]
 """Column -> names in the order of their ids."""
@@ -64,48 +60,6 @@ def alike(tables: list[Table]) -> tuple[list[Table], Names]:
             for table in tables
         ]
     return tables, together
-
-
-def refuse_others(files: Iterable[Path | str], names: Names, where: str, *, are_sure: bool) -> None:
-    """Raise where a file of a dataset numbers classes otherwise than ``names``, by which all its ids are read.
-
-    Args:
-        files: paths or addresses; those that are neither parquet nor arrow carry no names.
-        names: the dataset's own.
-        where: the dataset, for the message.
-        are_sure: whether these files alone were read; if not, one with other names altogether is another dataset's.
-
-    Raises:
-        DataError: with the file and both orders.
-    """
-    for file in files:
-        if not names or PurePath(file).suffix not in (".parquet", ".arrow"):
-            continue
-        for column, own in class_names(_schema(file), list(names)).items():
-            is_meant = are_sure or sorted(own) == sorted(names[column])
-            if own != names[column] and is_meant:
-                raise DataError(
-                    f"data.dataset: {where}: {file} numbers the classes of {column!r} {_shown(own)}, and the dataset "
-                    f"{_shown(names[column])}, so its labels would be mixed up; download the files and name them with "
-                    "data.source: parquet, which reads each by its own names"
-                )
-
-
-def _shown(names: list[str]) -> str:
-    return shortened(", ".join(f"{number} = {name}" for number, name in enumerate(names)))
-
-
-def _schema(file: Path | str) -> pa.Schema:
-    import fsspec  # comes with `datasets`, whose files these are
-
-    with fsspec.open(str(file), "rb") as opened:
-        if str(file).endswith(".parquet"):
-            return pyarrow.parquet.read_schema(opened)
-        try:
-            return pa.ipc.open_stream(opened).schema
-        except pa.ArrowInvalid:
-            opened.seek(0)
-            return pa.ipc.open_file(opened).schema
 
 
 def _meaning(table: Table, column: str, of_id: Sequence[str] | Sequence[int]) -> Table:

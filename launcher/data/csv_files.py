@@ -89,7 +89,7 @@ def read_csv(path: Path, encoding: str, wanted: list[Wanted], dialect: Dialect =
     used = dialect.for_file(path)
     header = _header(path, content, used)
     there = present(wanted, header, str(path), _dialect_advice(content, header, used, wanted))
-    _refuse_stray_quotes(path, content, used)
+    refuse_stray_quotes(path, content, used)
     if dialect.quoting is None and used.quoting == "none":
         _warn_of_quotes(path, content, used)
     indices = {name: str(header.index(name)) for name in there}
@@ -197,7 +197,7 @@ def _patterns(delimiter: str, quoting: str, escape: str | None) -> _Patterns:
     )
 
 
-def _refuse_stray_quotes(path: Path, content: bytes, dialect: Dialect) -> None:
+def refuse_stray_quotes(path: Path, content: bytes, dialect: Dialect) -> None:
     """Raise at the first quote that opens a cell and does not close it as it should, or an escape before nothing."""
     has_quotes = dialect.quoting != "none" and b'"' in content
     if not has_quotes and dialect.escape is None:

@@ -8,14 +8,14 @@ its cache. Called by `data`.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from launcher import hub_access
-from launcher.data.class_names import alike, refuse_others
+from launcher.data import hub_files
+from launcher.data.class_names import alike
 from launcher.data.image_files import with_image_paths
 from launcher.data.image_folders import read_folders
 from launcher.data.table import Table, Wanted, plain, present, row_numbers
@@ -121,8 +121,8 @@ def _asked_hub(data: HubData, wanted: list[Wanted], where: str) -> Any:
             return _cached_hub(data, wanted, where)
         builder.download_and_prepare()
         found = builder.as_dataset()
-        files = [file for split in (builder.config.data_files or {}).values() for file in split]
-        refuse_others(map(_on_disk, files), _named_classes(found, wanted), where, are_sure=True)
+        read = [file for split in (builder.config.data_files or {}).values() for file in split]
+        hub_files.check(map(hub_files.on_disk, read), _named_classes(found, wanted), where, builder.config)
         return found
     except Exception as error:
         if refused := hub_access.refusal(error, "data.dataset", data.dataset, data.revision):
@@ -158,8 +158,8 @@ def _cached_hub(data: HubData, wanted: list[Wanted], where: str) -> Any:
         )
     cache = Cache(repo_id=data.dataset, dataset_name=name, config_name=config, version=version, hash=commit)
     found = cache.as_dataset()
-    fetched = hub_access.snapshot("dataset", data.dataset, str(commit)).rglob("*")
-    refuse_others(fetched, _named_classes(found, wanted), where, are_sure=False)
+    fetched = map(str, hub_access.snapshot("dataset", data.dataset, str(commit)).rglob("*"))
+    hub_files.check(fetched, _named_classes(found, wanted), where)
     return found
 
 
@@ -170,14 +170,6 @@ def _named_classes(dataset: Any, wanted: list[Wanted]) -> dict[str, list[str]]:
     features = next(iter(dataset.values())).features
     there = {one.name: features[one.name] for one in wanted if one.name in features}
     return {name: feature.names for name, feature in there.items() if isinstance(feature, datasets.ClassLabel)}
-
-
-def _on_disk(address: str) -> str:
-    """Where the hub's library has put a file that it fetched; the address itself of any other."""
-    if not (found := re.fullmatch(r"hf://datasets/(?P<name>.+?)@(?P<commit>[^/]+)/(?P<path>.+)", address)):
-        return address
-    fetched = hub_access.snapshot("dataset", found["name"], found["commit"]) / found["path"]
-    return str(fetched) if fetched.is_file() else address
 
 
 def _not_cached(data: HubData, where: str) -> EnvironmentProblem:

@@ -315,3 +315,14 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         tmp_path / "a.parquet",
     )
     assert "names 'text' twice" in said(tmp_path, source="parquet", files="a.parquet")
+
+
+def test_a_hub_dataset_whose_quotes_swallow_rows_is_refused(tmp_path: Path) -> None:
+    """`datasets` reads a .tsv with quoting, as pandas does."""
+    (tmp_path / "train.tsv").write_text('text\tlabel\n"a film\tpos\nb\tneg\nc" d" \tpos\ne\tneg\n')
+    message = said(tmp_path, source="hub", dataset=str(tmp_path))
+    assert "train.tsv, line 2: the quote that opens '\"a film" in message
+    assert message.endswith("set data.quoting: none, with the files downloaded and data.source: csv")
+    (tmp_path / "train.tsv").write_text('text\tlabel\na "film"\tpos\nb\tneg\n')
+    (tmp_path / "test.tsv").write_text('text\tlabel\n"a ""fine"" film"\tpos\n')
+    assert pairs(read(tmp_path, source="hub", dataset=str(tmp_path)))["train"] == [('a "film"', "pos"), ("b", "neg")]
