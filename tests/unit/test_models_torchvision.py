@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 from pathlib import Path
 from typing import NoReturn
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -14,6 +17,7 @@ from torch import nn
 
 from launcher import models
 from launcher.errors import EnvironmentProblem, UserError
+from launcher.models import state_dict_files
 from launcher.models.weights import load_weights, named_state, write_weights
 from launcher.recipe import ImageClassification, Model
 
@@ -160,3 +164,34 @@ def test_images_as_the_weights_want_them(tmp_path: Path) -> None:
     assert (spec.size, spec.crop, spec.input_name) == (256, (224, 224), "x")
     small = models.processor(model, ImageClassification(kind="image-classification", image_size=32), tmp_path)
     assert (small.size, small.crop) == (32, (32, 32))
+
+
+WRAPPED = {
+    "compiled": lambda state: {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+    "compiled inside": lambda state: {name.replace("layer1.", "layer1._orig_mod."): t for name, t in state.items()},
+    "nested": lambda state: {f"module._orig_mod.model.{name}": tensor for name, tensor in state.items()},
+    "lightning": lambda state: {
+        "state_dict": {f"model.{name}": tensor for name, tensor in state.items()}, "epoch": 3,
+    },
+    "reference script": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1), "best": np.float64(0.5)},
+    "model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}},
+    "in one another": lambda state: {"model": {"state_dict": {f"net.{name}": t for name, t in state.items()}}},
+    "averaged": lambda state: {"n_averaged": torch.tensor(4)} | {f"module.{name}": t for name, t in state.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_names_that_wrappers_give(wrapped: str, trained: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(WRAPPED[wrapped](trained), tmp_path / "w.pt")
+    read = state_dict_files.read(tmp_path / "w.pt")
+    assert read.keys() == trained.keys()
+    assert all(torch.equal(read[name], trained[name]) for name in trained)
+    model = Model(source=NAME, weights="w.pt")
+    assert models.is_head_new(model, IMAGE, LABELS, tmp_path, "ResNet")
+    assert not models.is_head_new(model, IMAGE, list("abcde"), tmp_path, "ResNet")
+
+
+def test_a_checkpoint_that_would_run_code_is_not_read(tmp_path: Path) -> None:
+    torch.save({"model": {"fc": torch.zeros(1)}, "hook": os.getcwd}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"cannot be read as a state dict .*torch\.save"):
+        state_dict_files.read(tmp_path / "w.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from pydantic import TypeAdapter
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
+from benchmarks import tiny_families
 from launcher import export, tasks
 from launcher import models as our_models
+from launcher.data.packing import pad
 from launcher.errors import UserError
+from launcher.models import padding
+from launcher.models.transformers_models import reads_ahead
 from launcher.models.weights import load_weights, named_state, write_weights
 from launcher.recipe import CausalLM, Model, Task, TextClassification
 from launcher.recipe.data import Data
@@ -66,6 +71,14 @@ FAMILIES: dict[str, transformers.PreTrainedConfig] = {
         decoder_start_token_id=0,
     ),
 }  # fmt: skip
+WALKED = {
+    "text-classification": [
+        "albert", "big_bird", "biogpt", "distilbert", "electra", "falcon", "gemma2", "gpt_neo", "longformer", "mixtral",
+        "mpnet", "mpt", "perceiver", "phi3", "squeezebert", "xlm",
+    ],
+    "causal-lm": ["bert", "bert-generation", "biogpt", "gpt_neo", "gpt_neox", "mpt", "xglm", "xlm"],
+}  # fmt: skip
+"""Architectures beside `FAMILIES` and those that are refused; ``make test-padding`` walks all that transformers has."""
 FINDS_END = ("bart", "t5")
 """Their heads look for the end token, so it cannot pad, nor stand inside a text."""
 REFUSED = {
@@ -124,28 +137,30 @@ def assert_alike(module: nn.Module, encode: Any, texts: list[str]) -> list[torch
     for order in (texts, texts[::-1]):
         together = dict(zip(order, logits_of(module, encode(order)), strict=True))
         for text, expected in zip(texts, alone, strict=True):
-            torch.testing.assert_close(
-                together[text], expected, atol=1e-5, rtol=1e-5, msg=lambda m, t=text: f"{t}: {m}"
-            )
+            torch.testing.assert_close(together[text], expected, atol=1e-5, rtol=1e-5)
     return alone
 
 
-@pytest.mark.parametrize(("side", "pad"), [("left", "<pad>"), ("right", "<pad>"), ("left", None), ("left", "<fill>")])
+@pytest.mark.parametrize(
+    ("side", "pad_token"), [("left", "<pad>"), ("right", "<pad>"), ("left", None), ("left", "<fill>")]
+)
 @pytest.mark.parametrize(
     ("task", "family"),
     [*((TEXT, family) for family in FAMILIES), *((CAUSAL, family) for family in ("gpt2", "llama", "opt", "jamba"))],
     ids=lambda one: one if isinstance(one, str) else one.kind,
 )
-def test_a_text_alone_and_beside_others(family: str, pad: str | None, side: str, task: Task, tmp_path: Path) -> None:
-    """``pad`` None: the end token pads, of which one text has one itself; ``<fill>``: config.json says another."""
+def test_a_text_alone_and_beside_others(
+    family: str, pad_token: str | None, side: str, task: Task, tmp_path: Path
+) -> None:
+    """None: the end token pads, of which texts have one too; ``<fill>``: config.json says another."""
     config, ends = FAMILIES[family], family in FINDS_END
     texts = [text for text in TEXTS if not (ends and "</s>" in text)]
     if task is CAUSAL:
         texts = [text for text in texts if "</s>" not in text]
-    tokenizer = word_tokenizer(pad, side, ends=ends)
+    tokenizer = word_tokenizer(pad_token, side, ends=ends)
     model = source(tmp_path, config, tokenizer, task)
     labels = LABELS if task is TEXT else None
-    if refused := REFUSED.get((family, pad)):
+    if refused := REFUSED.get((family, pad_token)):
         with pytest.raises(UserError, match=refused):
             bound(model, task, tmp_path)
         return
@@ -168,3 +183,81 @@ def test_a_text_alone_and_beside_others(family: str, pad: str | None, side: str,
         torch.testing.assert_close(used, without_end, atol=1e-5, rtol=1e-5)
     assert plain.config.pad_token_id == own.pad_token_id
     assert not torch.allclose(in_plain[1][:1], in_plain[2][:1], atol=1e-3) or task is CAUSAL, "the test sees the texts"
+
+
+def walked() -> list[tuple[str, str]]:
+    """(task kind, model type)."""
+    if os.environ.get("THAWLINE_WALK"):
+        return [(kind, name) for kind in WALKED for name in tiny_families.names(kind)]
+    return [*((kind, name) for kind, names in WALKED.items() for name in names), *padding.MIXES_PADDING]
+
+
+@pytest.mark.parametrize(("kind", "model_type"), walked())
+def test_the_tables_hold_for_each_architecture(kind: str, model_type: str) -> None:
+    """A model whose answers padding moves, or that sees what it predicts, is refused; and no other is."""
+    task = TEXT if kind == TEXT.kind else CAUSAL
+    auto = transformers.AutoModelForSequenceClassification if task is TEXT else transformers.AutoModelForCausalLM
+    try:
+        config = tiny_families.config(kind, model_type)
+        torch.manual_seed(0)
+        module = auto.from_config(config, dtype=torch.float32).eval()
+        rows = [[*torch.randint(10, 90, (n,)).tolist(), 2] for n in (5, 8, 9, 21, 24)]
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(3 if parameter.dim() > 1 else 1)
+        alone = [logits_of(module, beside([row], kind, config))[0] for row in rows]
+    except (Exception, SystemExit) as error:  # a library that is not there, or a configuration too small to be one
+        pytest.skip(f"{type(error).__name__}: {error}")
+    together = logits_of(module, beside(rows, kind, config))
+    scale = max(float(row.abs().max()) for row in alone)
+    moved = max(float((one - other).abs().max()) for one, other in zip(alone, together, strict=True)) / scale
+    ahead = 0.0
+    if task is CAUSAL:
+        [changed] = logits_of(module, beside([[*rows[3][:-1], 7]], kind, config))
+        ahead = float((changed[:-1] - alone[3][:-1]).abs().max()) / scale
+    is_refused = (kind, model_type) in padding.MIXES_PADDING or (task is CAUSAL and reads_ahead(config))
+    assert ((moved > 2e-5 or ahead > 1e-5) == is_refused) or (is_refused and model_type == "mra"), (moved, ahead)
+
+
+def beside(rows: list[list[int]], kind: str, config: Any) -> dict[str, torch.Tensor]:
+    """A batch of token ids, filled up where the model's batches are."""
+    side, masks = padding.training_side(kind, config), [[1] * len(row) for row in rows]
+    return {"input_ids": pad(rows, 0, side), "attention_mask": pad(masks, 0, side)}
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        (transformers.BigBirdConfig(block_size=16, num_random_blocks=3), 176),
+        (transformers.BigBirdConfig(attention_type="original_full"), None),
+        (
+            transformers.LlamaConfig(
+                max_position_embeddings=4096,
+                rope_parameters={
+                    "rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 1024,
+                },
+            ),
+            1024,
+        ),
+        (transformers.LlamaConfig(max_position_embeddings=4096), None),
+    ],
+)  # fmt: skip
+def test_texts_beyond_which_a_neighbour_counts_are_refused(config: Any, longest: int | None) -> None:
+    assert not list(padding.refusals("text-classification", config, 0, longest or 4096))
+    if longest is not None:
+        [refused] = padding.refusals("text-classification", config, 0, longest + 1)
+        assert f"data.max_length {longest + 1}" in refused
+        assert f"set it to {longest} or less" in refused
+
+
+@pytest.mark.parametrize(
+    ("model_type", "own", "exported"),
+    [("llama", "left", "left"), ("llama", "right", "right"), ("gpt2", "left", "right")],
+)
+def test_a_language_models_tokenizer_keeps_its_side_where_padding_is_not_counted(
+    model_type: str, own: padding.Side, exported: str
+) -> None:
+    """Batches are generated with padding on the left; GPT-2's plain forward would give them other positions."""
+    config = FAMILIES[model_type]
+    assert padding.exported_side("causal-lm", config, own) == exported
+    assert padding.exported_side("text-classification", config, own) == "right"
