@@ -109,6 +109,7 @@ class ImagePaths:
             return path
         candidates = [os.path.join(folder, path) for folder in self._folders]
         found = [candidate for candidate in candidates if self._exists(candidate)]
+        found = found if len(found) < 2 else [candidate for candidate in found if os.path.exists(candidate)]
         if len(found) > 1 and not os.path.samefile(*found):
             raise DataError(
                 f"data.columns.image: {text!r} in row {row} of {self._table} is two files, {found[0]} beside the "

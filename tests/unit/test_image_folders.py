@@ -396,6 +396,7 @@ def test_paths_in_a_table_that_lead_to_two_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'1\.png' in row 0 of .*rows\.csv is two files, .*recipes/1\.png beside"):
         read(tmp_path / "recipes", "../tables/rows.csv", source="csv")
     (tmp_path / "tables" / "1.png").unlink()
+    (tmp_path / "tables" / "2.png").symlink_to(tmp_path / "gone.png")
     (tmp_path / "tables" / "1.png").symlink_to(tmp_path / "recipes" / "1.png")
     assert len(read(tmp_path / "recipes", "../tables/rows.csv", source="csv").train) == 2
 

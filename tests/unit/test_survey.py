@@ -328,3 +328,18 @@ def test_a_model_that_cannot_checkpoint_is_told_with_its_line(tmp_path: Path) ->
     recipe, origins = reading.load_with_origins(tmp_path / "vgg.yaml")
     with pytest.raises(RecipeError, match=r"vgg\.yaml:10.*VGG has no list of equal blocks to compute again"):
         survey.prepare(recipe, tmp_path, Cluster(gpus_per_node=0, ranks_per_node=1), origins)
+
+
+def test_texts_without_a_token_are_refused_at_their_line_or_left_out(folder: Path) -> None:
+    rows = (folder / "rows.csv").read_text().split("\n")
+    rows[4], rows[10] = "\u200b,good", " \u00ad,bad"
+    (folder / "rows.csv").write_text("\n".join(rows))
+    with pytest.raises(RecipeError) as raised:
+        prepare(folder)
+    [problem] = raised.value.problems
+    assert (problem.path, problem.line) == ("data.columns.text", line_of(folder, "columns:"))
+    assert f"texts that the model cannot take in 2 of {ROWS} rows:" in problem.message
+    assert "row 3: text '\\u200b' gives no token" in problem.message
+    plan = prepare(folder, overrides=["data.on_bad_row=skip"])
+    assert {row.row for row in plan.data.skipped} == {"3", "9"}
+    assert plan.data.train_rows + plan.data.validation_rows == ROWS - 2
