@@ -192,8 +192,8 @@ def render(status: Status, run_dir: RunDir, now: float | None = None, *, is_queu
     if status.message:
         rows.append(("message", status.message.replace("\n", "\n" + " " * 12)))
     if not is_queued and (is_lost or (status.state in RESUMABLE and status.state not in ACTIVE)):
-        is_planned = status.stage is not None or run_dir.plan.is_file()
-        rows.append(("next", run_dir.going_on() if is_planned else "the same `thawline run`: there is no plan yet"))
+        has_begun = status.stage is not None or status.loss is not None or run_dir.plan.is_file()
+        rows.append(("next", run_dir.going_on() if has_begun else "the same `thawline run`: there is no plan yet"))
     if status.state == "finished":
         rows.append(("model", str(run_dir.model)))
     return "\n".join(f"{name:<12}{text}" for name, text in rows)
