@@ -13,24 +13,27 @@ from typing import Annotated
 
 import typer
 
-from launcher import cli_cluster
+from launcher import cli_cluster, cli_help, cli_models, cli_recipes, shipped
 from launcher.errors import ThawlineError
 
 app = typer.Typer(
     name="thawline",
     help="Fine-tune in stages: each thaws its own layers, under its own sharding, over all the ranks there are.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=cli_help.GroupedCommands,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"max_content_width": 120},
 )
 
-bench = typer.Typer(help="Measure a part of thawline against its peers, here and now.", no_args_is_help=True)
+bench = typer.Typer(help="Measure a part of thawline against its peers.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-cli_cluster.add_to(app)
+for others in (cli_cluster, cli_models, cli_recipes):
+    others.add_to(app)
 
-Recipe = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
+Recipe = Annotated[
+    Path, typer.Argument(help="The recipe: a YAML file, or the name of one that comes with thawline.", metavar="RECIPE")
+]
 Run = Annotated[Path, typer.Argument(help="The run's folder.", metavar="RUN")]
 Overrides = Annotated[
     list[str] | None,
@@ -55,7 +58,8 @@ def run(
     ssh: Annotated[bool, typer.Option("--ssh", help="With --nodes: run it there.")] = False,
     oversubscribe: Oversubscribe = False,
 ) -> None:
-    """Train all stages of a recipe on this machine; go on where an unfinished run of it stands."""
+    """Train all stages of a recipe, or continue its unfinished run."""
+    recipe = shipped.located(recipe)
     if nodes is not None or ssh:
         return cli_cluster.run_on_nodes(nodes or "", recipe, overrides or (), run_dir, ranks, ssh=ssh)
     from launcher import launch, oversubscription, session
@@ -73,7 +77,7 @@ def resume(
     ] = None,
     oversubscribe: Oversubscribe = False,
 ) -> None:
-    """Go on with a run from its newest checkpoint that verifies."""
+    """Continue a run from its newest checkpoint that verifies."""
     from launcher import launch, oversubscription, session
 
     if oversubscribe:
@@ -99,9 +103,10 @@ def plan(
     oversubscribe: Oversubscribe = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a run would do: stages, parameters, learning rates, steps, batches, memory. Downloads no weights.
+    """Show what a run would do, and what memory and time it takes.
 
-    Ends with code 3 if a stage does not fit the GPUs. Times are estimates, under the assumptions that are told.
+    Stages, parameters, learning rates, steps, batches, memory. Downloads no weights. Ends with code 3 if a stage does
+    not fit the GPUs. Times are estimates, under the assumptions that are told.
     """
     from launcher import cluster, data_survey, host_limits, hub_access, oversubscription, session
     from launcher.errors import EnvironmentProblem, UserError
@@ -112,6 +117,7 @@ def plan(
 
     if compare and (as_json or explain or plot or any((gpus, gpu_memory, gpu_kind, host_memory, node_disk, ranks))):
         raise UserError("--compare shows the plan for the cluster of that run, as a table: leave out the other options")
+    recipe = shipped.located(recipe)
     checked, origins = reading.load_with_origins(recipe, overrides or ())
     if compare:
         from launcher.plan.saved import read_plan
@@ -153,36 +159,11 @@ def plan(
 
 
 @app.command()
-def init(
-    given: Annotated[
-        Path | None,
-        typer.Argument(help="A csv, tsv, json, parquet or text file, or a folder of images.", metavar="DATA"),
-    ] = None,
-    model: Annotated[str | None, typer.Option(metavar="ID", help="A hub id, folder or torchvision:NAME.")] = None,
-    task: Annotated[str | None, typer.Option(metavar="KIND", help="Default what the columns look like.")] = None,
-    text: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of texts.")] = None,
-    text_pair: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of second texts.")] = None,
-    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of labels.")] = None,
-    image: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of images or their paths.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default NAME.yaml.")] = None,
-) -> None:
-    """Write a first recipe for your data: task, labels, lengths and stages, each explained."""
-    from launcher.errors import UserError
-    from launcher.first_recipe import writing
-    from launcher.first_recipe.guessing import Asked
-
-    if given is None:
-        if not sys.stdin.isatty():
-            raise UserError("init needs DATA, a file or folder: thawline init reviews.csv")
-        given = Path(typer.prompt("Data (a file, or a folder of images)"))
-        model = model or typer.prompt("Model (empty: one is proposed)", default="", show_default=False) or None
-    asked = Asked(task=task, text=text, label=label, image=image, text_pair=text_pair)
-    print("\n".join(writing.write(given, asked, model, output).lines))
-
-
-@app.command()
 def status(run: Run, as_json: AsJson = False) -> None:
-    """Say where a run stands: from its files, and from SLURM's queue when it was submitted."""
+    """Show where a run stands.
+
+    From its files, and from SLURM's queue when it was submitted.
+    """
     from launcher.run_dir import RunDir
     from launcher.slurm import status as slurm_status
 
@@ -191,7 +172,10 @@ def status(run: Run, as_json: AsJson = False) -> None:
 
 @app.command()
 def watch(run: Run) -> None:
-    """Show where a run stands until it ends: from its files, and from SLURM's queue when it was submitted."""
+    """Show where a run stands until it ends.
+
+    From its files, and from SLURM's queue when it was submitted.
+    """
     from launcher.run_dir import RunDir
     from launcher.slurm import status as slurm_status
 
@@ -203,86 +187,19 @@ def watch(run: Run) -> None:
 
 @app.command()
 def report(run: Run) -> None:
-    """Write a run on one page, RUN/report.html: curves, stages, memory and time beside the plan's, goodput."""
+    """Write RUN/report.html: curves, stages, memory, time, goodput.
+
+    Memory and time stand beside the plan's.
+    """
     from launcher import report
     from launcher.run_dir import RunDir
 
     print(report.write(RunDir(run)))
 
 
-@app.command()
-def evaluate(run: Run, split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation") -> None:
-    """Measure a run's exported model on a split of its data."""
-    from launcher import inference
-    from launcher.run_dir import RunDir
-
-    _print(inference.evaluate(RunDir(run), split))
-
-
-@app.command()
-def predict(
-    run: Run,
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            help="Texts, or files of them (.txt: one a line; csv, tsv, json, parquet); images, folders of images, or "
-            "tables of their paths.",
-            metavar="INPUT…",
-        ),
-    ],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="A .jsonl, .json, .csv or .tsv; else stdout.")
-    ] = None,
-    form: Annotated[
-        str | None, typer.Option("--format", metavar="FORMAT", help="jsonl, json, csv or tsv; default as FILE ends.")
-    ] = None,
-) -> None:
-    """Predict with a run's exported model; each answer beside the columns of its input's file.
-
-    A column of the file whose name the answer uses too, such as label, goes by input_label.
-    """
-    from launcher import prediction_output
-    from launcher.run_dir import RunDir
-
-    written_as = prediction_output.form_of(output, form, inputs)
-    from launcher import inference
-
-    found = inference.predict(RunDir(run), inputs)
-    prediction_output.write(found.answers, found.columns, output, written_as)
-
-
-@app.command()
-def export(run: Run, folder: Annotated[Path, typer.Argument(help="A new folder.", metavar="DIR")]) -> None:
-    """Copy a finished run's model to a folder that transformers' from_pretrained loads."""
-    from launcher.run_dir import RunDir
-    from launcher.session import copy_model
-
-    print(copy_model(RunDir(run), folder))
-
-
-@app.command()
-def schema() -> None:
-    """Print the JSON Schema of a recipe, for editors."""
-    from launcher.recipe import reading
-
-    _print(reading.schema())
-
-
-@app.command()
-def recipes(name: Annotated[str | None, typer.Argument(help="Print this one.", metavar="[NAME]")] = None) -> None:
-    """List the recipes that come with thawline."""
-    from launcher import shipped
-
-    if name is not None:
-        print(shipped.recipe(name).read_text(encoding="utf-8"), end="")
-        return
-    for file in shipped.recipes().values():
-        print(f"{file}\n    {shipped.purpose(file)}")
-
-
 @bench.callback()
 def benches() -> None:
-    """Measure a part of thawline against its peers, here and now."""
+    """Measure a part of thawline against its peers."""
 
 
 @bench.command()
@@ -330,7 +247,7 @@ def _print(what: object) -> None:
 def main() -> None:
     """The command ``thawline``: an error that is not a bug shows its message alone, and ends with its exit code."""
     try:
-        app()
+        app(prog_name="thawline")  # as ``python -m launcher`` too
     except ThawlineError as error:
         print(f"thawline: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

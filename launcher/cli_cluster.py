@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from launcher import shipped
+
 Run = Annotated[Path, typer.Argument(help="The run's folder.", metavar="RUN")]
 
 
@@ -22,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def submit(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")],
+    recipe: Annotated[Path, typer.Argument(help="The recipe: a YAML file, or a shipped one's name.", metavar="RECIPE")],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="a.b=c", help="Change a value of the recipe, such as stages.full.epochs=2."),
@@ -66,14 +68,17 @@ def submit(
     sbatch_argument: Annotated[list[str] | None, typer.Option(help="One more; may be repeated.")] = None,
     srun_argument: Annotated[list[str] | None, typer.Option(help="One more; may be repeated.")] = None,
 ) -> None:
-    """Queue a run on a SLURM cluster; each flag sets the key of that name in the recipe's slurm: section."""
+    """Queue a run on a SLURM cluster.
+
+    Each flag sets the key of that name in the recipe's slurm: section.
+    """
     given = dict(locals())  # before any other name: all but the first few are keys of slurm:
     from launcher.slurm import submit as slurm_submit
 
     ours = ("recipe", "overrides", "run_dir", "dry_run", "split_stages")
     plural = {"sbatch_argument": "sbatch_arguments", "srun_argument": "srun_arguments"}
     flags = {plural.get(name, name): value for name, value in given.items() if name not in ours}
-    request = slurm_submit.Request(recipe, overrides or (), run_dir, flags, split_stages)
+    request = slurm_submit.Request(shipped.located(recipe), overrides or (), run_dir, flags, split_stages)
     if dry_run:
         print("\n".join(slurm_submit.scripts(request)), end="")
         return
@@ -85,7 +90,7 @@ def submit(
 
 
 def cancel(run: Run) -> None:
-    """End a submitted run's job for good; it saves first if the cluster gives it the time."""
+    """End a submitted run's job; it saves first if given the time."""
     from launcher.run_dir import RunDir
     from launcher.slurm import queue
 
@@ -112,7 +117,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run has ended.")] = False,
     is_all: Annotated[bool, typer.Option("--all", help="Every launch of the run, not the newest alone.")] = False,
 ) -> None:
-    """Print what a run's newest launch wrote: how the run went, or one rank's log."""
+    """Print what a run's newest launch wrote, or one rank of it."""
     from launcher import run_logs
     from launcher.run_dir import RunDir
 
@@ -125,9 +130,9 @@ def logs(
 def doctor(
     ranks: Annotated[int | None, typer.Option(min=1, help="Processes that meet; default one a GPU, or one.")] = None,
 ) -> None:
-    """Say whether this machine, or each node of the SLURM allocation it is in, can train, and what to do if not.
+    """Check whether this machine can train, and what to do if not.
 
-    Ends with code 3 if something is wrong.
+    In a SLURM allocation, each of its nodes. Ends with code 3 if something is wrong.
     """
     from launcher import doctor as doctors
     from launcher.errors import EnvironmentProblem

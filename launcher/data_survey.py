@@ -42,15 +42,17 @@ def facts(recipe: Recipe, recipe_dir: Path, problems: list[Problem]) -> DataFact
 
     Raises: EnvironmentProblem when it is the hub's, which cannot be reached.
     """
-    from launcher.data.checking import (
-        load_checked,  # here, so that recipes that are wrong by themselves are told before Arrow is imported
-    )
+    import pyarrow  # here, so that a recipe that is wrong by itself is told before this is imported
+
+    from launcher.data.checking import load_checked
 
     try:
         return load_checked(recipe.data, recipe.task, recipe_dir).facts()
     except UserError as error:
         problems.append(as_problem(error, "data"))
         return None
+    finally:
+        pyarrow.default_memory_pool().release_unused()  # who waits for ranks needs none of it
 
 
 def batch_problems(recipe: Recipe, ranks: int) -> list[Problem]:

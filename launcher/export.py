@@ -191,13 +191,13 @@ def _load_transformers(folder: Path) -> Export:
     model_class = getattr(transformers, config.architectures[0])
     with transformers_source.quiet():
         module = model_class.from_pretrained(folder, config=config, dtype=torch.float32).eval()
-    if (folder / "preprocessor_config.json").is_file():
+    if "ForImageClassification" in config.architectures[0]:
         processor: Any = own_processor(
             transformers.AutoImageProcessor.from_pretrained(folder), inspect.signature(module.forward).parameters
         )
     else:
         processor = transformers.AutoTokenizer.from_pretrained(folder)
-    has_labels = "For" in config.architectures[0] and config.architectures[0].endswith("Classification")
+    has_labels = "Classification" in config.architectures[0]  # Perceiver's go on: ForImageClassificationLearned
     labels = [config.id2label[index] for index in sorted(config.id2label)] if has_labels else None
     return Export(module, processor, labels, config)
 

@@ -85,9 +85,10 @@ class GradientWitness:
             self.pushes.had_gradient.add(name)
             update, gradient = self.pushes.slight.get(name, (0.0, 0.0))
             if is_taken:
-                pushed = peak * scale / self._ranks
-                rule, value = self._rules[name], self._largest_values[name]
-                update, gradient = max(update, rule.largest(factor, pushed, value)), max(gradient, pushed)
+                rule, pushed = self._rules[name], peak * scale / self._ranks
+                gradient = max(gradient, pushed)
+                if not rule.overflows(gradient):
+                    update = max(update, rule.largest(factor, pushed, self._largest_values[name]))
             if update >= self._sizeable[name]:
                 self.pushes.slight.pop(name, None)
                 self._handles.pop(name).remove()

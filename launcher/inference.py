@@ -20,13 +20,13 @@ from launcher.data import bad_rows, media_check
 from launcher.data.batches import evaluation_batches
 from launcher.errors import DataError, UserError
 from launcher.evaluation import evaluate as measure
-from launcher.export import load_export
+from launcher.export import Export, load_export
 from launcher.plan import RunPlan
 from launcher.plan.saved import read_plan
 from launcher.recipe import ImageClassification
 from launcher.recipe.data import Data
 from launcher.run_dir import RunDir
-from launcher.tasks import BoundTask
+from launcher.tasks import BoundTask, text_check
 
 log = logging.getLogger(__name__)
 ROWS_AT_ONCE = 32
@@ -39,7 +39,7 @@ def evaluate(run_dir: RunDir, split: str = "validation") -> dict[str, float]:
         UserError: no such split, or the run has exported nothing yet.
     """
     plan = read_plan(run_dir)
-    module, task = _loaded(run_dir, plan)
+    module, task, _ = _loaded(run_dir, plan)
     recipe = plan.recipe
     hub_access.stay_offline_if_unreachable(recipe)
     splits = data.load(recipe.data, recipe.task, Path(plan.recipe_dir), plan.data.skipped)
@@ -73,31 +73,42 @@ def predict(run_dir: RunDir, inputs: Sequence[str]) -> Predictions:
         UserError: the run has exported nothing yet, or an input cannot be read.
     """
     plan = read_plan(run_dir)
-    if isinstance(plan.recipe.task, ImageClassification):
-        rows = _sound(prediction_inputs.image_rows(inputs, plan.recipe.data), plan.recipe.data)
+    settings, is_image = plan.recipe.data, isinstance(plan.recipe.task, ImageClassification)
+    if is_image:
+        rows = prediction_inputs.image_rows(inputs, settings)
+        bad = media_check.damaged_values([row["image"] for row in rows], [row["id"] for row in rows])
+        rows = _without(bad, rows, settings, "images cannot be read")
     else:
-        is_pair = "text_pair" in plan.data.columns
-        rows = prediction_inputs.text_rows(inputs, plan.recipe.data, is_pair=is_pair)
+        rows = prediction_inputs.text_rows(inputs, settings, is_pair="text_pair" in plan.data.columns)
     columns = list(dict.fromkeys(name for row in rows for name in row[prediction_inputs.OWN]))
-    return Predictions(columns, _answers(rows, *_loaded(run_dir, plan)))
+    module, task, exported = _loaded(run_dir, plan)
+    if not is_image:
+        is_classified = plan.recipe.task.kind == "text-classification"
+        bad = text_check.bad_values(
+            rows, exported.processor, exported.config, settings.max_length, is_classified=is_classified
+        )
+        rows = _without(bad, rows, settings, "texts cannot be taken by the model")
+    return Predictions(columns, _answers(rows, module, task))
 
 
-def _sound(rows: list[dict[str, Any]], data_settings: Data) -> list[dict[str, Any]]:
-    """The rows whose image can be decoded; all are looked at before the first answer.
+def _without(bad: dict[int, str], rows: list[dict[str, Any]], settings: Data, what: str) -> list[dict[str, Any]]:
+    """The other rows; all are looked at before the first answer.
+
+    Args:
+        bad: place among ``rows`` -> what is wrong.
 
     Raises:
-        DataError: there are others, and the run's recipe does not say ``on_bad_row: skip``.
+        DataError: there are some, and the run's recipe does not say ``on_bad_row: skip``.
     """
-    found = media_check.damaged_values([row["image"] for row in rows], [row["id"] for row in rows])
-    lines = "\n".join(f"  {rows[place]['id']}: {why}" for place, why in list(found.items())[: bad_rows.NAMED])
-    said = f"{len(found):,} of {len(rows):,} images cannot be read:\n{lines}"
-    if len(found) > bad_rows.NAMED:
-        said += f"\n  … and {len(found) - bad_rows.NAMED:,} more"
-    if found and (data_settings.on_bad_row == "error" or len(found) == len(rows)):
-        raise DataError(f"{said}\nrepair them, or leave them out of what you ask for")
-    if found:
-        log.warning("%s\nthey have no answer, since the run's recipe says data.on_bad_row: skip", said)
-    return [row for place, row in enumerate(rows) if place not in found]
+    if not bad:
+        return rows
+    lines = [f"{len(bad):,} of {len(rows):,} {what}:"]
+    lines += [f"  {rows[place]['id']}: {why}" for place, why in list(bad.items())[: bad_rows.NAMED]]
+    lines += [f"  … and {len(bad) - bad_rows.NAMED:,} more"] if len(bad) > bad_rows.NAMED else []
+    if settings.on_bad_row == "error" or len(bad) == len(rows):
+        raise DataError("\n".join([*lines, "repair them, or leave them out of what you ask for"]))
+    log.warning("%s", "\n".join([*lines, "they get no answer: the run's recipe says data.on_bad_row: skip"]))
+    return [row for place, row in enumerate(rows) if place not in bad]
 
 
 def _answers(
@@ -111,7 +122,7 @@ def _answers(
         yield from zip(answers, (row[prediction_inputs.OWN] for row in some), strict=True)
 
 
-def _loaded(run_dir: RunDir, plan: RunPlan) -> tuple[nn.Module, BoundTask]:
+def _loaded(run_dir: RunDir, plan: RunPlan) -> tuple[nn.Module, BoundTask, Export]:
     if not run_dir.model.is_dir():
         raise UserError(
             f"{run_dir.path} has no model/ yet; `thawline status {run_dir.path}` says where it stands, "
@@ -120,7 +131,7 @@ def _loaded(run_dir: RunDir, plan: RunPlan) -> tuple[nn.Module, BoundTask]:
     exported = load_export(run_dir.model)
     recipe = plan.recipe
     task = tasks.bind(recipe.task, recipe.data, exported.processor, exported.labels, exported.config)
-    return exported.module.to(_device()), task
+    return exported.module.to(_device()), task, exported
 
 
 def _device() -> torch.device:

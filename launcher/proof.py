@@ -55,9 +55,9 @@ class SlightProof(Entry):
     """A parameter that had a gradient and did not move because no update was large enough to be sure to move it."""
 
     name: str
-    because: Literal["rate", "epsilon", "skipped"]
-    """rate: the learning rate is small for its values; epsilon: the gradients are, beside Adam's epsilon; skipped: the
-    optimizer left out every step."""
+    because: Literal["rate", "epsilon", "overflow", "skipped"]
+    """rate: the learning rate is small for its values; epsilon: the gradients are, beside Adam's epsilon; overflow:
+    they are so large that Adam's mean square is infinite; skipped: the optimizer left out every step."""
     update: float
     """The largest update."""
     gradient: float
@@ -141,7 +141,7 @@ class Proof(Entry):
         return [*found, *self._of_slight()]
 
     def _of_slight(self) -> Iterator[str]:
-        for because in ("rate", "epsilon", "skipped"):
+        for because in ("rate", "epsilon", "overflow", "skipped"):
             if members := [one for one in self.too_slight if one.because == because]:
                 names = shortened([one.name for one in members])
                 yield f"stage {self.stage}: {len(members)} trained parameters did not move: {names}; " + _why(
@@ -161,6 +161,9 @@ def _why(members: Sequence[SlightProof], *, is_diverged: bool) -> str:
     match members[0].because:
         case "skipped":
             return "the optimizer left out every step, as fp16 does while it looks for a loss scale; train longer"
+        case "overflow":
+            over = f"their gradients, up to {gradient:.2g}, make the optimizer's mean square infinite and its updates 0"
+            return f"{over}; lower the learning rate, or set clip_grad_norm"
         case "epsilon":
             below = f"their gradients, at most {gradient:.2g}, are below the optimizer's epsilon: {rounded}"
             return f"{below}; lower optimizer.epsilon, or leave them out of train"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 import traceback as traceback_module
+from contextlib import suppress
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -138,7 +139,8 @@ def read_all(run_dir: RunDir) -> list[RankError]:
 
 def clear_own(run_dir: RunDir, rank: int) -> None:
     """Forget the rank's error of an earlier launch."""
-    run_dir.error(rank).unlink(missing_ok=True)
+    with suppress(FileNotFoundError, NotADirectoryError):  # that the path leads through a file is told later
+        run_dir.error(rank).unlink()
 
 
 def clear(run_dir: RunDir) -> None:

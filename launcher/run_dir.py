@@ -65,12 +65,30 @@ class RunDir:
         except OSError as error:
             raise self.refusal(folder, error) from error
 
+    def require_possible(self) -> None:
+        """See that the folder can be made, or written where it is there, and make nothing yet.
+
+        Raises: UserError, EnvironmentProblem as `create`.
+        """
+        there = self.path.absolute()
+        try:
+            while not os.path.lexists(there):
+                there = there.parent
+            if not there.is_dir():
+                raise NotADirectoryError
+            if len(self.path.name.encode()) > os.pathconf(there, "PC_NAME_MAX"):
+                raise OSError(errno.ENAMETOOLONG, "")
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise self.refusal(there, error) from error
+
     def refusal(self, folder: Path, error: OSError) -> ThawlineError:
         """What to say of the run's folder, or of something in it, that cannot be made or written."""
         if isinstance(error, FileExistsError | NotADirectoryError):
             file = next((one for one in (folder, *folder.parents) if one.is_symlink() or one.is_file()), folder)
             what = "is a link that leads nowhere" if file.is_symlink() and not file.exists() else "is a file"
-            where = f"{self.path}: it" if file == self.path else f"{self.path}: {file}"
+            where = f"{self.path}: it" if file.absolute() == self.path.absolute() else f"{self.path}: {file}"
             return UserError(f"{where} {what}, and a run needs a folder; choose another --run-dir")
         if error.errno == errno.ENAMETOOLONG:
             return UserError(f"{self.path}: the name is too long for a folder; choose another --run-dir")

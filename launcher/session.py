@@ -84,6 +84,7 @@ def claim_run(
     run = RunDir(run_dir or RUNS / recipe.name)
     if _holds(run, recipe):
         return _claimed(run, ranks)
+    run.require_possible()
     cluster = _cluster(ranks, from_environment=False)
     oversubscription.require_room(cluster, host_limits.available_bytes(), f"--ranks {ranks}")
     found = data_survey.look(recipe, recipe_path.resolve().parent, cluster.ranks, origins)
@@ -139,9 +140,7 @@ def open_run(
 ) -> Session:
     """For the ranks that were started: the run of a recipe, planned and written now, or the one that is there already.
 
-    Args:
-        recipe_path, overrides, run_dir: as of `claim_run`.
-        data_facts: the file in which it left what it found in the data; None: the data is read now.
+    ``data_facts`` is where `claim_run` left what it found in the data; None: the data is read now.
 
     Raises:
         UserError: the recipe is wrong, or the folder holds another run; the message has each difference.
@@ -151,6 +150,7 @@ def open_run(
     run = RunDir(run_dir or RUNS / recipe.name)
     if _holds(run, recipe):
         return _reopened(run, None, from_environment=True)
+    run.require_possible()
     hub_access.stay_offline_if_unreachable(recipe)
     from launcher import survey  # imports torch, transformers and datasets
 
@@ -211,20 +211,6 @@ def make_way(
             f"with what it started with; submit it with --nodes {planned.nodes} and {planned.ranks_per_node} ranks on "
             "each, or start anew in another --run-dir"
         )
-
-
-def copy_model(run: RunDir, folder: Path) -> Path:
-    """Copy a finished run's model to a new folder.
-
-    Raises: UserError when there is no model yet, or the folder has something in it.
-    """
-    if not run.model.is_dir():
-        state = read_status(run).state
-        raise UserError(f"{run.path} has no model yet, it is {state}; `{run.going_on()}` goes on with it")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already and not empty; name a new folder")
-    shutil.copytree(run.model, folder, dirs_exist_ok=True)
-    return folder
 
 
 def _holds(run: RunDir, recipe: Recipe) -> bool:
@@ -307,11 +293,7 @@ def _refuse_other_cluster(run: RunDir, plan: RunPlan, ranks: int | None, from_en
     """A plan holds for the ranks it was made for."""
     planned = plan.cluster
     now = _cluster(ranks or planned.ranks_per_node, from_environment)
-    same = (now.nodes, now.ranks_per_node, now.gpus_per_node) == (
-        planned.nodes,
-        planned.ranks_per_node,
-        planned.gpus_per_node,
-    )
+    same = all(getattr(now, size) == getattr(planned, size) for size in ("nodes", "ranks_per_node", "gpus_per_node"))
     if not same or (planned.bf16 and not now.bf16):
         raise UserError(
             f"{run.path} was planned for {planned}, and this is {now}: a run goes on with what it started with; "

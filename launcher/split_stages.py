@@ -60,8 +60,8 @@ def planned_for(run: RunDir, plan: RunPlan, cluster: Cluster) -> RunPlan:
     _, origins = reading.load_with_origins(run.recipe)
     recipe, recipe_dir, skipped = plan.recipe, Path(plan.recipe_dir), plan.data.skipped
     # What was left out stays so, repaired or not: without these rows the run goes on, with them it is another.
-    found = data.load(recipe.data, recipe.task, recipe_dir, skipped).facts() if skipped else None
-    fresh = survey.prepare(recipe, recipe_dir, cluster, origins, found)
+    known = data.load(recipe.data, recipe.task, recipe_dir, skipped).facts() if skipped else None
+    fresh = survey.prepare(recipe, recipe_dir, cluster, origins, known)
     if found := fresh.data.differences(plan.data):
         raise UserError(f"the data is not what the first stage was planned for: {'; '.join(found)}; restore it")
     done = num_done(run, plan)

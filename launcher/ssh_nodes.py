@@ -105,6 +105,7 @@ def start(nodes: OnNodes, say: Callable[[str], None]) -> None:
     """
     folder = nodes.run.path / "nodes"
     attempt = folder / f"attempt-{len(list(folder.glob('attempt-*')))}"
+    nodes.run.require_possible()
     attempt.mkdir(parents=True)
     begin(nodes.run, attempt, budget=sys.maxsize)
     write_atomic(nodes.run.command, nodes.command + "\n")

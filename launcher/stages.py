@@ -123,9 +123,9 @@ def proof(
     moved = [p.name for p in parameters if p.changed and not p.trained]
     still = [p.name for p in parameters if p.trained and p.had_gradient and not p.changed]
     slight = [name for name in still if name in pushes.slight]
-    if any(pushes.slight[name][0] > 0.0 for name in slight):
+    if any(gradient > 0.0 for _, gradient in (pushes.slight[name] for name in slight)):
         stepped = has_state()
-        slight = [name for name in slight if name in stepped or pushes.slight[name][0] == 0.0]
+        slight = [name for name in slight if name in stepped or pushes.slight[name][1] == 0.0]
     still = [name for name in still if name not in slight]
     rules = stage.update_rules()
     return Proof(
@@ -145,8 +145,10 @@ def proof(
 
 def _slight_proof(name: str, slight: Slight, rule: UpdateRule, largest: float) -> SlightProof:
     update, gradient = slight
-    because: Literal["rate", "epsilon", "skipped"] = "rate"
-    if update == 0.0:
+    because: Literal["rate", "epsilon", "overflow", "skipped"] = "rate"
+    if rule.overflows(gradient):
+        because = "overflow"
+    elif update == 0.0:
         because = "skipped"
     elif rule.is_below_epsilon(gradient):
         because = "epsilon"

@@ -54,7 +54,13 @@ class _Part:
     trail: native.Trail | None = None
     """None: C++ does not gather it."""
     gathered: set[int] = field(default_factory=set)
-    """Positions of the parameters that are in a `Batch`."""
+    """Positions that are in a `Batch`, or need be in none."""
+
+    @property
+    def left(self) -> Sequence[int]:
+        """The other positions."""
+        everything = range(len(self.params))
+        return [i for i in everything if i not in self.gathered] if self.gathered else everything
 
 
 class FusedAdamW(AdamW):
@@ -179,17 +185,6 @@ class FusedAdamW(AdamW):
             first += len(params)
         return parts
 
-    def _take(
-        self, part: _Part, cursor: c_ssize_t, step: native.Step | None
-    ) -> tuple[list[native.Taken], Sequence[int]]:
-        """Have C++ step, or measure, what it can of a group; returns the positions of the rest, bar those that Python
-        has gathered already."""
-        positions = [i for i in range(len(part.params)) if i not in part.gathered] if part.gathered else None
-        if part.trail is None:
-            return [], range(len(part.params)) if positions is None else positions
-        given = part.target, part.params, part.hyper, self.state, cursor
-        return native.take(*given, positions=positions, trail=part.trail, keys=(self._seed, part.first), step=step)
-
     def _gather(self, part: _Part, positions: Sequence[int], pending: Counter[Tensor]) -> list[Batch]:
         def state_of(param: Tensor) -> dict[str, Any]:
             state: dict[str, Any] = self.state[param]
@@ -208,10 +203,10 @@ class FusedAdamW(AdamW):
         Appends to ``batches`` what C++ leaves; so what is refused is refused before anything is stepped.
         """
         squares: list[float] = []
-        cursor, pending = c_ssize_t(0), Counter[Tensor]()
+        pending = Counter[Tensor]()
         for part in parts:
-            taken, rest = self._take(part, cursor, None)
-            squares += [total for one in taken for total in one.sums_of_squares]
+            sums, rest = native.measure(part.target, part.params, part.trail) if part.trail else ([], part.left)
+            squares += sums
             batches += self._gather(part, rest, pending)
         for batch in batches:
             sums = backends.choose(self._backend, batch.device_type).sums_of_squares(batch.grads)
@@ -220,8 +215,13 @@ class FusedAdamW(AdamW):
 
     def _step(self, parts: list[_Part], batches: list[Batch], grad_scale: float, *, zero_grad: bool) -> None:
         cursor, pending = c_ssize_t(0), Counter(owner for batch in batches for owner in batch.owners)
+        given = native.Step(grad_scale, zero_grad)
         for part in parts:
-            _, rest = self._take(part, cursor, native.Step(grad_scale, zero_grad))
+            rest: Sequence[int] = part.left
+            if part.trail:
+                positions = list(rest) if part.gathered else None
+                walk = part.hyper, self.state, cursor, part.trail, (self._seed, part.first)
+                rest = native.step(part.target, part.params, positions, *walk, given)
             batches += self._gather(part, rest, pending)
         is_once = all(times == 1 for times in pending.values())  # one named twice needs its gradient twice
         for batch in batches:

@@ -73,10 +73,11 @@ class _Library:
     def __init__(self, path: str) -> None:
         held, free = ctypes.PyDLL(path), ctypes.CDLL(path)
         self.can_gather = bool(held.thawline_gathers()) and _points_at_its_tensor()
-        self.gather = held.thawline_gather
-        self.gather.restype = c_void_p
+        self.take, self.measure = held.thawline_take, held.thawline_measure
+        self.take.restype = self.measure.restype = c_void_p
         walk = py_object, py_object, py_object, c_double, c_bool, py_object, py_object, py_object
-        self.gather.argtypes = [*walk, POINTER(c_ssize_t), c_bool, c_void_p, POINTER(_Ahead)]
+        self.take.argtypes = [*walk, POINTER(c_ssize_t), c_bool, c_void_p, POINTER(_Ahead)]
+        self.measure.argtypes = [*[py_object] * 4, c_bool, c_void_p]
         stepper = getattr(free, "thawline_step_behind", None)
         self.step_behind = stepper and ctypes.cast(stepper, c_void_p)
         self.new_trail, self.release_trail = held.thawline_new_trail, held.thawline_release_trail
@@ -128,87 +129,93 @@ class Trail:
         return self.has_repeats
 
 
-class Taken:
-    """What C++ took of a group: tensors of one step count and one set of dtypes, stepped or measured by now."""
+class _Taken:
+    """What C++ took of a group in one call, done by now: tensors of one step count and one set of dtypes.
 
-    def __init__(self, library: _Library, gathered: int, step: int) -> None:
-        self._library, self._gathered, self.step = library, gathered, step
+    Raises:
+        MemoryError: there was none to gather the tensors.
+        RuntimeError: the device refused the work.
+    """
+
+    def __init__(self, library: _Library, gathered: int | None) -> None:
+        if not gathered:
+            raise MemoryError("FusedAdamW: no memory to gather the tensors of a step")
+        self._library, self._gathered = library, gathered
+        problem = library.problem(gathered)
+        if problem is not None:
+            raise RuntimeError(problem.decode(errors="replace"))
 
     def __del__(self) -> None:
-        self._library.release(self._gathered)
+        if hasattr(self, "_gathered"):
+            self._library.release(self._gathered)
 
     def __len__(self) -> int:
         return int(self._library.size(self._gathered))
 
     @property
-    def sums_of_squares(self) -> list[float]:
-        """As `reference.sums_of_squares`, of all gradients; none where they were stepped."""
+    def sums(self) -> list[float]:
         return list(self._library.sums(self._gathered)[: self._library.num_sums(self._gathered)])
 
-    def check(self) -> None:
-        """Raise RuntimeError if the device refused the work."""
-        problem = self._library.problem(self._gathered)
-        if problem is not None:
-            raise RuntimeError(problem.decode(errors="replace"))
+
+def measure(target: str, params: list[Tensor], trail: Trail) -> tuple[list[float], Sequence[int]]:
+    """`reference.sums_of_squares` of the ordinary gradients of one group, and the positions of the others."""
+    library = _library(target)
+    if not library.can_gather:
+        return [], range(len(params))
+    sums: list[float] = []
+    positions: list[int] | None = None
+    for _ in range(_ROUNDS):
+        rest: list[int] = []
+        taken = _Taken(library, library.measure(params, positions, rest, _TYPES, target == "cuda", trail.address))
+        sums += taken.sums
+        positions = rest
+        if not rest or not len(taken):
+            break
+    return sums, positions or []
 
 
-def take(
+def step(
     target: str,
     params: list[Tensor],
+    positions: list[int] | None,
     hyper: Hyper,
     states: States,
     cursor: c_ssize_t,
-    *,
-    positions: list[int] | None = None,
-    trail: Trail | None = None,
-    keys: tuple[int, int] = (0, 0),
-    step: Step | None = None,
-) -> tuple[list[Taken], Sequence[int]]:
-    """Step one group's ordinary parameters and count it, or measure their gradients if no ``step`` is given.
+    trail: Trail,
+    keys: tuple[int, int],
+    given: Step,
+) -> Sequence[int]:
+    """Step the ordinary parameters of one group, and count it; returns the positions of the others.
 
-    Each of the calls into C++ that this makes looks at the tensors and reads or writes them before anybody else can
-    change them. With two threads, small tensors on the CPU are stepped while others are gathered.
+    Each of the calls into C++ that this makes looks at the tensors and writes to them before anybody else can change
+    them. With two threads, small tensors on the CPU are stepped while others are gathered.
 
     Args:
         target: whose kernels step them, "cpu" or "cuda": the kind of device that the first parameter is on.
         params: a list of the step's own: nobody else may change it.
+        positions: of the parameters to step, None for all.
         cursor: where the walk through ``states`` stands, 0 before the first group.
-        positions: of the parameters to take, None for all.
-        trail: of this group in the last step, following ``params``; None if nothing is to be remembered.
+        trail: of this group in the last step, following ``params``.
         keys: the seed of bf16 moments' random bits, and the number of the group's first parameter.
-
-    Returns:
-        What was taken, and the positions of those that are not ordinary.
     """
     library = _library(target)
     rest: Sequence[int] = range(len(params)) if positions is None else positions
-    if not library.can_gather:
-        return [], rest
-    if trail is None:
-        trail = Trail(target)
-        trail.follow(params)
-    everything: list[Taken] = []
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS if library.can_gather else 0):
         counter = _counter(params, rest, states)
         if not isinstance(counter, Tensor):
             break
         number, left = int(counter) + 1, list[int]()
-        ahead = step and byref(_ahead(library, reference.scalars(hyper, number, step.grad_scale), hyper, step, keys))
+        ahead = byref(_ahead(library, reference.scalars(hyper, number, given.grad_scale), hyper, given, keys))
         walk = params, positions, states, number, hyper.amsgrad, left, _NAMES, _TYPES
-        gathered = library.gather(*walk, byref(cursor), target == "cuda", trail.address, ahead)
-        if not gathered:
-            raise MemoryError("FusedAdamW: no memory to gather the tensors of a step")
-        taken = Taken(library, gathered, number)
-        taken.check()
+        taken = _Taken(library, library.take(*walk, byref(cursor), target == "cuda", trail.address, ahead))
         rest = positions = left
         if not len(taken):
             break
-        everything.append(taken)
-    return everything, rest
+    return rest
 
 
-def _ahead(library: _Library, k: reference.Scalars, hyper: Hyper, step: Step, keys: tuple[int, int]) -> _Ahead:
-    options = hyper.accurate, step.zero_grad, keys[0] & (2**64 - 1), keys[1]
+def _ahead(library: _Library, k: reference.Scalars, hyper: Hyper, given: Step, keys: tuple[int, int]) -> _Ahead:
+    options = hyper.accurate, given.zero_grad, keys[0] & (2**64 - 1), keys[1]
     return _Ahead(_Scalars(*reference.packed(k, hyper)), *options, library.step_behind)
 
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.data import bad_rows, media_check
-from launcher.data.loading import Splits, load
+from launcher.data.loading import load
+from launcher.data.splits import Splits
 from launcher.plan.data_facts import SkippedRow
 from launcher.recipe import Task
 from launcher.recipe.data import Data, HubData

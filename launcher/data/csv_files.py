@@ -146,6 +146,8 @@ def _dialect_advice(content: bytes, header: list[str], dialect: Dialect, wanted:
     if names <= set(header):
         return ""
     first = re.split(rb"[\r\n]", content, maxsplit=1)[0]
+    if first.lower().startswith(b"sep="):
+        return f"its first line, {header[0]!r}, tells Excel the delimiter: take it out, and set data.delimiter; "
     for delimiter, written in {dialect.delimiter or ",": "", **OTHER_DELIMITERS}.items():
         for quoting in (dialect.quoting, "standard", "none"):
             other = Dialect(delimiter, "none" if quoting == "none" else "standard", dialect.escape)
@@ -183,15 +185,15 @@ def _patterns(delimiter: str, quoting: str, escape: str | None) -> _Patterns:
     inside = rb'[^"\r\n%s]*+' % escaped
     pair = rb'(?:""|%s.)' % escaped if escape else rb'""'
     line = rb"%s(?:%s%s)*+" % (inside, pair, inside)
-    lines = rb"%s(?:(?:\r\n|\r|\n)%s)%%s+" % (line, line)
-    quoted = rb'(?:\A|(?<=%s))"%s"(?=%s|\Z)' % (end, lines % b"{0,%d}" % LINES_OF_A_CELL, end)
+    lines = rb"%s(?:(?:\r\n|\r|\n)%s)" % (line, line)
+    quoted = rb'(?:\A|(?<=%s))"%s{0,%d}+"(?=%s|\Z)' % (end, lines, LINES_OF_A_CELL, end)
     parts = [rb'[^"%s]++' % escaped, quoted, rb'(?<!%s)(?!\A)"' % end]
     if quoting == "none":
         parts = [rb"[^%s]++" % escaped]
     if escape:
         parts.append(rb'%s."*+' % escaped)  # a quote after it does not begin a cell
     return _Patterns(
-        re.compile(rb"(?:%s)*+" % b"|".join(parts), re.DOTALL), re.compile(rb'"%s("?)' % (lines % b"*"), re.DOTALL)
+        re.compile(rb"(?:%s)*+" % b"|".join(parts), re.DOTALL), re.compile(rb'"%s*+("?)' % lines, re.DOTALL)
     )
 
 

@@ -46,7 +46,8 @@ def visible(folder: Path) -> tuple[list[Path], list[Path]]:
     Raises:
         DataError: the folder cannot be read.
     """
-    folders, files = [], []
+    folders: list[Path] = []
+    files: list[Path] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:

@@ -24,7 +24,8 @@ from launcher.plan.data_facts import SkippedRow
 log = logging.getLogger(__name__)
 AT_ONCE = 512
 """Rows that are handed to the threads together; encoded images of so many lie in memory as Python's bytes."""
-MOST_THREADS = 64
+MOST_THREADS = 16
+"""A large image takes hundreds of MB while it is decoded."""
 TELL_EVERY_S = 10.0
 
 

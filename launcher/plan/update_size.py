@@ -22,6 +22,8 @@ SMALLEST_EXPONENT = -149
 SIZEABLE = 16.0
 """Halves of a unit in the last place. An update of so many moves a weight, though it is known only by its bound: the
 bound takes Adam's ratio of means for 1 and the gradients of ranks and micro-batches as if one of them were all."""
+OVERFLOW = 1.8e19
+"""The square of a larger gradient may be infinite in fp32; Adam's mean square stays so, and makes every update 0."""
 NORM_WEIGHT = 1.0
 """What a norm's weight begins with, and stays near in a trained model."""
 
@@ -56,6 +58,10 @@ class UpdateRule:
                 return rate * pushed / (pushed + epsilon)
             case SGD(momentum=momentum):
                 return rate * (gradient + self.weight_decay * value) / max(1.0 - momentum, 1e-3)
+
+    def overflows(self, gradient: float) -> bool:
+        """Whether a gradient is so large that Adam's mean square becomes infinite."""
+        return not isinstance(self.optimizer, SGD) and gradient > OVERFLOW
 
     def is_below_epsilon(self, gradient: float) -> bool:
         """Whether a gradient is so small that Adam's epsilon, and not the rate, makes its update small."""

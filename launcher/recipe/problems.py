@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from launcher.errors import Problem
-from launcher.recipe import SCHEDULES_NOT_BUILT_YET, SOURCES_NOT_BUILT_YET, TASKS_NOT_BUILT_YET
+from launcher.recipe import SCHEDULES_NOT_BUILT_YET, SOURCES_NOT_BUILT_YET, TASKS_NOT_BUILT_YET, foreign_keys
 from launcher.recipe.allowed import (
     ROOT,
     Slot,
@@ -28,7 +28,7 @@ from launcher.recipe.allowed import (
     tags,
 )
 from launcher.recipe.allowed import choices as choices_of
-from launcher.recipe.merge import DISCRIMINATORS, stage_names
+from launcher.recipe.merge import DISCRIMINATORS, SET, stage_names
 from launcher.recipe.sharding import SHARDING_NOT_BUILT_YET
 from launcher.recipe.types import LARGEST_INT
 from launcher.recipe.yaml_tree import Key, Tree, shortened, walk
@@ -41,12 +41,14 @@ NOT_BUILT_YET: dict[tuple[str, str], tuple[str, ...]] = {
 }
 OTHER_NAMES = {
     "lr": "learning_rate", "wd": "weight_decay", "eps": "epsilon", "max_grad_norm": "clip_grad_norm",
-    "batch_size": "global_size", "gradient_accumulation_steps": "global_size",
-    "per_device_train_batch_size": "micro_size", "num_epochs": "epochs", "num_train_epochs": "epochs",
-    "max_steps": "steps", "warmup_ratio": "warmup", "fp16": "precision", "bf16": "precision", "deepspeed": "sharding",
-    "save_total_limit": "keep", "dataset_name": "dataset", "model_name_or_path": "source",
+    "batch_size": "global_size", "per_device_train_batch_size": "micro_size", "micro_batch_size": "micro_size",
+    "num_epochs": "epochs", "num_train_epochs": "epochs", "max_steps": "steps", "warmup_ratio": "warmup",
+    "save_total_limit": "keep", "dataset_name": "dataset", "model_name_or_path": "source", "base_model": "source",
+    "max_seq_length": "max_length", "r": "rank", "lora_r": "rank", "lora_alpha": "alpha", "target_modules": "targets",
 }  # fmt: skip
-"""What other trainers call a key -> what we do."""
+"""What other trainers call a key of one and the same map -> what we do; `foreign_keys` has those of other places."""
+KEYS_LISTED = 8
+"""A message lists as many keys of a map whenever one is unknown; more of them once a report, where nothing is near."""
 
 Parts = tuple[Key, ...]
 
@@ -96,7 +98,12 @@ def problems_of(error: ValidationError, spread: Tree, origins: Origins) -> tuple
         for parts, kind in found.items()
         if kind != "value" or not any(len(other) > len(parts) and other[: len(parts)] == parts for other in found)
     }  # a value that has a problem inside it is of a union, whose other alternatives complain about the whole
-    problems = (origins.problem(dotted(parts, spread), _message(parts, kind, spread)) for parts, kind in places.items())
+    told: set[str] = set()
+    problems = []
+    for parts, kind in places.items():
+        path = dotted(parts, spread)
+        home = origins.problem(path, "").path
+        problems.append(origins.problem(path, _message(parts, kind, spread, told, home)))
     return unique(problems), list(places)
 
 
@@ -134,9 +141,10 @@ def _place(loc: tuple[int | str, ...], error_type: str, spread: Tree) -> tuple[P
     return tuple(parts), "key" if is_key else "value"
 
 
-def _message(parts: Parts, kind: str, spread: Tree) -> str:
+def _message(parts: Parts, kind: str, spread: Tree, told: set[str], home: str) -> str:
+    """``told``: the lists of keys that a message has given already; ``home``: the path that is set for this value."""
     if kind == "key":
-        return _unknown_key(parts, spread)
+        return _unknown_key(parts, spread, told)
     outer, outer_tree = _slot_at(parts[:-1], spread)
     slot = below(outer, outer_tree, parts[-1]) if outer and parts else ROOT
     if outer and outer.discriminator == (parts[-1] if parts else None):
@@ -148,10 +156,35 @@ def _message(parts: Parts, kind: str, spread: Tree) -> str:
     assert tree is not None
     if slot and isinstance(tree.value, str) and choices_of(slot):
         return _wrong_word(parts, tree.value, choices_of(slot), allowed)
-    return f"{shown(tree)} is not allowed{_hint(tree, slot)}; it takes {allowed}"
+    if slot and not allowed.startswith("a list") and (several := _several_values(tree)):
+        return (
+            f"{shown(tree)} is not allowed: --set gives one value; a run for each is "
+            f"thawline submit RECIPE --array '{home}=[{several}]'; it takes {allowed}"
+        )
+    return f"{shown(tree)} is not allowed{_hint(str(parts[-1]) if parts else '', tree, slot)}; it takes {allowed}"
 
 
-def _hint(tree: Tree, slot: Slot | None) -> str:
+def _several_values(tree: Tree) -> str | None:
+    """The values of a ``--set`` that gives several where one is meant, as ``--array`` takes them."""
+    if tree.origin.file != SET.file:
+        return None
+    parts = tree.value.split(",") if isinstance(tree.value, str) else tree.plain()
+    if not isinstance(parts, list) or len(parts) < 2 or not all(isinstance(one, str | int | float) for one in parts):
+        return None
+    if isinstance(tree.value, str) and not all(_is_number(part) for part in parts):
+        return None
+    return shortened(", ".join(str(part).strip() for part in parts))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _hint(key: str, tree: Tree, slot: Slot | None) -> str:
     """The likely slip behind a value of the wrong type."""
     if slot is None:
         return ""
@@ -168,6 +201,8 @@ def _hint(tree: Tree, slot: Slot | None) -> str:
         return f": write {'true' if tree.value.lower() in ('yes', 'on') else 'false'}"
     if isinstance(tree.value, str) and slot.discriminator and tree.value in allowed:
         return f": write {{{slot.discriminator}: {tree.value}}}"
+    if isinstance(tree.value, str) and (models(slot) and (other := foreign_keys.as_map(key, tree.value))):
+        return f": {other}"
     if isinstance(tree.value, str) and allowed.startswith("a list"):
         return f": write [{tree.value}]"
     if isinstance(tree.value, dict) and allowed.startswith("a list"):
@@ -196,13 +231,14 @@ def _wrong_kind(parts: Parts, outer: Slot, tree: Tree | None) -> str:
     return f"{shown(kind)} is not allowed; it takes {joined(kinds)}"
 
 
-def _unknown_key(parts: Parts, spread: Tree) -> str:
+def _unknown_key(parts: Parts, spread: Tree, told: set[str]) -> str:
     key = str(parts[-1])
     slot, tree = _slot_at(parts[:-1], spread)
     allowed = keys_allowed(slot, tree) if slot else []
     model = model_for(slot, tree) if slot else None
     kind = tree.child(slot.discriminator) if slot and slot.discriminator and tree else None
     of_kind = f" of {slot.discriminator} {kind.value}" if slot and kind else ""
+    start = f"unknown key {key!r}{of_kind}"
     others = [
         tag
         for other in (models(slot) if slot and slot.discriminator else [])
@@ -212,14 +248,41 @@ def _unknown_key(parts: Parts, spread: Tree) -> str:
     name = OTHER_NAMES.get(key, key)
     places = _elsewhere(name, parts, spread, allowed)
     near = nearest(key, allowed)
-    hint = f"did you mean {near!r}? It" if near else "it"
     if name in allowed:
-        hint = f"did you mean {name!r}? It"
-    elif others:
-        hint = f"it is one of {slot.discriminator if slot else ''} {joined(others)}; this one"
-    elif places:
-        hint = f"did you mean {joined([repr(place) for place in places[:3]])}? It"
-    return f"unknown key {key!r}{of_kind}; {hint} takes {joined(allowed, 'and')}"
+        return f"{start}; {_did_you_mean([name], allowed)}"
+    if others:
+        listed = f"; this one takes {joined(allowed, 'and')}" if len(allowed) <= KEYS_LISTED else ""
+        return f"{start}; it is one of {slot.discriminator if slot else ''} {joined(others)}{listed}"
+    if foreign := _as_elsewhere(key, parts, spread):
+        return f"{start}; {foreign}"
+    if key in (place.rpartition(".")[2] for place in places) or (places and not near):
+        return f"{start}; {_did_you_mean(places[:3], allowed)}"
+    if near:
+        return f"{start}; {_did_you_mean([near], allowed)}"
+    listed = joined(allowed, "and")
+    if len(allowed) > KEYS_LISTED and listed in told:
+        return f"{start}; nothing here has a name like it"
+    told.add(listed)
+    return f"{start}; it takes {listed}"
+
+
+def _did_you_mean(names: list[str], allowed: list[str]) -> str:
+    """A near name; with all there are where those are few."""
+    listed = f" It takes {joined(allowed, 'and')}" if len(allowed) <= KEYS_LISTED else ""
+    return f"did you mean {joined([repr(name) for name in names])}?{listed}"
+
+
+def _as_elsewhere(key: str, parts: Parts, spread: Tree) -> str | None:
+    """What another trainer's key is here, with the values that stand beside it."""
+    beside = _slot_at(parts[:-1], spread)[1]
+
+    def value(name: str) -> Any:
+        trees = (tree.child(name) for tree in (beside, spread) if tree is not None)
+        return next((tree.plain() for tree in trees if tree is not None), None)
+
+    found = foreign_keys.answer(key, value(key), value)
+    in_stage = parts[0] == "stages" and len(parts) > 2
+    return found.replace("stages.NAME", dotted(parts[:2], spread)) if found and in_stage else found
 
 
 def _elsewhere(name: str, parts: Parts, spread: Tree, allowed: list[str]) -> list[str]:

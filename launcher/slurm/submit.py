@@ -91,6 +91,7 @@ def submit(request: Request) -> list[str]:
     stages = _make_way(request, tasks)
     folder = run.path / "slurm"
     for each in [run, *(slurm_array.task_run(run, number) for number in range(len(tasks)))]:
+        each.require_possible()
         (each.path / "slurm").mkdir(parents=True, exist_ok=True)  # where it is missing the job fails without a log
     files = [folder / (f"{stage}.sbatch" if stage else "job.sbatch") for stage in stages]
     for file, stage in zip(files, stages, strict=True):

@@ -10,7 +10,7 @@ those that spell the end token; all of them where the tokenizer drops what it do
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,18 @@ def bad_texts(
             SkippedRow(split=split, index=index, row=rows.name(index), why=why) for index, why in sorted(bad.items())
         ]
     return found
+
+
+def bad_values(
+    rows: Sequence[Mapping[str, Any]], tokenizer: Any, config: Any, max_length: int, *, is_classified: bool
+) -> dict[int, str]:
+    """Place -> what is wrong, of rows that are in no split: the inputs of a prediction."""
+    if not rows:
+        return {}
+    columns = {name: [row[name] for row in rows] for name in ("text", "text_pair") if name in rows[0]}
+    table = Rows(pa.table({**columns, "id": [str(row["id"]) for row in rows]}))
+    found = bad_texts({"": table}, tokenizer, config, max_length, is_classified=is_classified)
+    return {row.index: row.why for row in found if row.index is not None}
 
 
 class _Check:

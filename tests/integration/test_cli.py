@@ -39,12 +39,32 @@ def a_run(folder: Path, state: str = "failed") -> RunDir:
     return run
 
 
-def test_help_names_every_command() -> None:
+def test_help_names_every_command_in_groups_and_what_comes_first() -> None:
     ended = thawline("--help")
     assert ended.returncode == 0
-    commands = "run submit cancel plan resume status watch evaluate predict export schema recipes"
-    for command in commands.split():
-        assert f"\n  {command} " in ended.stdout
+    assert ended.stdout.startswith("Usage: thawline [OPTIONS]"), "as python -m launcher too"
+    commands = (
+        "run plan init resume status watch logs report predict evaluate export submit cancel doctor recipes schema"
+    )
+    places = {command: ended.stdout.find(f"\n  {command} ") for command in commands.split()}
+    assert min(places.values()) > 0, places
+    assert sorted(places, key=lambda name: places[name])[:3] == ["run", "plan", "init"]
+    assert "\nOther:" not in ended.stdout, "each command is in a group"
+    examples = ended.stdout.partition("\nExamples:\n")[2]
+    assert "thawline run quickstart" in examples
+    assert "thawline init reviews.csv" in examples
+    assert "--install-completion" in ended.stdout
+    assert all(len(line) <= 90 for line in ended.stdout.splitlines())
+    assert "..." not in ended.stdout.partition("\nTrain:\n")[2], "no help is cut short"
+
+
+def test_completion_knows_the_commands() -> None:
+    shell = os.environ | {"PYTHONPATH": str(ROOT), "_THAWLINE_COMPLETE": "complete_bash", "COMP_WORDS": "thawline pre",
+                          "COMP_CWORD": "1"}  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-m", "launcher"], capture_output=True, text=True, check=False, env=shell, timeout=120
+    )
+    assert ended.stdout.split() == ["predict"], ended.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["status", "nowhere"], ["run", "nowhere.yaml"]])
@@ -174,6 +194,37 @@ def test_shipped_recipes() -> None:
     assert all(file.is_file() for file in files)
     assert all(line.strip() for line in listed[1::2])
     assert thawline("recipes", "quickstart").stdout == files[[f.stem for f in files].index("quickstart")].read_text()
+    ended = thawline("recipes", "quickstar")
+    assert ended.returncode == 2
+    assert "did you mean quickstart?" in ended.stderr
+
+
+def test_a_shipped_recipe_goes_by_its_name_and_from_elsewhere_says_so(tmp_path: Path) -> None:
+    """Never in place of a file of the user's own."""
+    for command in ("run", "plan"):
+        ended = thawline(command, "recipes/quickstart.yaml", cwd=tmp_path)
+        assert ended.returncode == 2
+        assert "`thawline recipes quickstart > quickstart.yaml`" in ended.stderr
+        assert "`thawline run quickstart`" in ended.stderr
+    by_name = thawline("submit", "quickstart", "--dry-run", cwd=tmp_path)
+    assert by_name.returncode == 0, by_name.stderr
+    assert "recipes/quickstart.yaml" in by_name.stdout
+    (tmp_path / "quickstart.yaml").write_text("mine")
+    ended = thawline("run", "quickstart", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "'quickstart' is quickstart.yaml here, or the recipe that comes with thawline" in ended.stderr
+    (tmp_path / "other.yaml").write_text("mine")
+    assert "did you mean 'other.yaml'?" in thawline("run", "other", cwd=tmp_path).stderr
+    assert "did you mean quickstart?" in thawline("run", "quickstar", cwd=tmp_path).stderr
+
+
+def test_init_without_data_says_what_it_needs(tmp_path: Path) -> None:
+    ended = thawline("init", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "thawline init reviews.csv" in ended.stderr
+
+
+def test_recipes_of_no_such_name() -> None:
     ended = thawline("recipes", "quickstar")
     assert ended.returncode == 2
     assert "did you mean quickstart?" in ended.stderr

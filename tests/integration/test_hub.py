@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 import transformers
@@ -209,3 +211,54 @@ def test_what_is_not_in_the_cache_is_said(world: World, name: str) -> None:
     assert says in ended.err
     first = next(iter(world.offline_commands.values()))
     assert f"the hub, {world.hub.endpoint}, cannot be reached (" in first.err
+
+
+LOAD = """
+import json, sys
+from pathlib import Path
+from pydantic import TypeAdapter
+from launcher.data import load
+from launcher.errors import DataError
+from launcher.recipe import TextClassification
+from launcher.recipe.data import Data
+said = []
+for name in ("mixed", "alike"):
+    data = {"source": "hub", "dataset": f"someone/{name}", "split": {"validation": 0}}
+    try:
+        splits = load(TypeAdapter(Data).validate_python(data), TextClassification(kind="text-classification"), Path())
+        said.append([[row["text"], splits.labels[row["label"]]] for row in splits.train])
+    except DataError as error:
+        said.append(str(error))
+print("SAID", json.dumps(said))
+"""
+
+
+def test_files_that_number_classes_otherwise_are_refused_online_and_from_the_cache(tmp_path: Path) -> None:
+    """`datasets` reads the ids of all files by the names of the first."""
+
+    def parquet(*names: str) -> bytes:
+        features = {"text": {"dtype": "string", "_type": "Value"}, "label": {"names": names, "_type": "ClassLabel"}}
+        table = pa.table({"text": list(names), "label": range(len(names))})
+        file = pa.BufferOutputStream()
+        pyarrow.parquet.write_table(
+            table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), file
+        )
+        return bytes(file.getvalue())
+
+    first, other = "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"
+    datasets = {
+        "someone/mixed": Repo({"main": {first: parquet("neg", "pos"), other: parquet("pos", "neg")}}),
+        "someone/alike": Repo({"main": {first: parquet("neg", "pos"), other: parquet("neg", "pos")}}),
+    }
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    env |= {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with served({}, datasets) as hub:
+        for change in ({"HF_ENDPOINT": hub.endpoint}, {"HF_HUB_OFFLINE": "1"}):
+            done = subprocess.run(
+                [sys.executable, "-c", LOAD], capture_output=True, text=True, timeout=300, check=False, cwd=ROOT,
+                env=env | change,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            mixed, alike = json.loads(done.stdout.rpartition("SAID ")[2])
+            assert f"{other} numbers the classes of 'label' 0 = pos, 1 = neg, and the dataset 0 = neg" in mixed
+            assert alike == [["neg", "neg"], ["pos", "pos"]] * 2

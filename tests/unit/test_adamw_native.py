@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator
-from ctypes import c_ssize_t
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from thawline_kernels import FusedAdamW, backends, build, native, reference
-from thawline_kernels.adamw import _hyper
 
 SIZES = ((3, 4), (17,), (), (0,), (2, 5, 3), (1,), (40,))
 
@@ -34,14 +32,18 @@ def give_grads(params: list[Tensor], step: int) -> None:
         param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
 
 
-def gathered(optimizer: FusedAdamW) -> tuple[int, list[list[int]]]:
-    """Number of parameters that C++ takes, and of each group the positions that it leaves."""
-    cursor, taken, left = c_ssize_t(0), 0, []
-    for group in optimizer.param_groups:
-        batches, rest = native.take("cpu", group["params"], _hyper(group, is_accurate=False), optimizer.state, cursor)
-        taken += sum(map(len, batches))
-        left.append(list(rest))
-    return taken, left
+def left(optimizer: FusedAdamW) -> list[list[int]]:
+    """Take a step, though it may be refused; of each group that was come to, the positions that C++ leaves."""
+    found, step = [], native.step
+
+    def spy(*given: Any) -> Any:
+        found.append(list(step(*given)))
+        return found[-1]
+
+    with pytest.MonkeyPatch.context() as patch, suppress(Exception):
+        patch.setattr(native, "step", spy)
+        optimizer.step()
+    return found
 
 
 def compare(
@@ -95,9 +97,8 @@ def test_every_format(options: dict[str, Any], dtype: torch.dtype, monkeypatch: 
 def test_after_the_first_step_all_ordinary_tensors_are_taken() -> None:
     params, optimizer = make({})
     give_grads(params, 0)
-    assert gathered(optimizer) == (0, [[0, 1, 2, 3], [0, 1, 2]])
-    optimizer.step()
-    assert gathered(optimizer) == (7, [[], []])
+    assert left(optimizer) == [[0, 1, 2, 3], [0, 1, 2]]
+    assert left(optimizer) == [[], []]
 
 
 def swap_parameters(params: list[Tensor], optimizer: FusedAdamW, step: int) -> None:
@@ -205,8 +206,7 @@ def test_the_first_write_to_lazily_shared_memory_copies_it() -> None:
     source = params[6].detach().clone()
     before = source.clone()
     params[6].data = torch._lazy_clone(source)
-    assert gathered(optimizer) == (7, [[], []])
-    optimizer.step()
+    assert left(optimizer) == [[], []]
     assert torch.equal(source, before)
     assert not torch.equal(params[6], before)
 
@@ -217,7 +217,7 @@ def test_names_of_a_state_are_compared_by_what_they_say() -> None:
         give_grads(params, step)
         optimizer.step()
         other_keys(params, optimizer, step)
-        assert gathered(optimizer) == (7, [[], []])
+        assert left(optimizer) == [[], []]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_moment_that_lends_no_memory_is_left(value: Any) -> None:
     give_grads(params, 0)
     optimizer.step()
     optimizer.state[params[0]]["exp_avg"] = value
-    assert gathered(optimizer) == (6, [[0], []])
+    assert left(optimizer)[0] == [0]
 
 
 def test_where_objects_hold_their_tensor_elsewhere_python_gathers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_where_objects_hold_their_tensor_elsewhere_python_gathers(monkeypatch: p
     params, optimizer = make({})
     give_grads(params, 0)
     optimizer.step()
-    assert gathered(optimizer) == (0, [[0, 1, 2, 3], [0, 1, 2]])
+    assert left(optimizer) == [[0, 1, 2, 3], [0, 1, 2]]
 
 
 def test_moments_whose_strides_are_no_longer_the_parameters_are_refused() -> None:
@@ -253,7 +253,7 @@ def test_moments_whose_strides_are_no_longer_the_parameters_are_refused() -> Non
     give_grads(params, 0)
     optimizer.step()
     transpose_in_place(params, optimizer, 1)
-    assert gathered(optimizer)[1] == [[0], []]
+    assert left(optimizer) == [[0], []]
     with pytest.raises(RuntimeError, match="exp_avg differs"):
         optimizer.step()
 
@@ -264,31 +264,33 @@ def test_what_is_odd_is_left_by_its_position() -> None:
     optimizer.step()
     odd_gradients(params, optimizer, 1)
     params[6].grad = torch.ones(40).to_sparse()
-    assert gathered(optimizer) == (3, [[0, 1], [1, 2]]), "bf16 beside fp32 gradients is a second batch, not a rest"
+    assert left(optimizer) == [[0, 1], [1, 2]], "bf16 beside fp32 gradients is a second batch, not a rest"
     with pytest.raises(TypeError, match="sparse"):
         optimizer.step()
 
 
-def test_a_second_counter_is_a_second_batch() -> None:
+def test_a_second_count_is_taken_too() -> None:
     params, optimizer = make({})
     give_grads(params, 0)
     params[0].grad = None
     optimizer.step()
     give_grads(params, 1)
     optimizer.step()
-    group = optimizer.param_groups[0]
-    batches, rest = native.take("cpu", group["params"], _hyper(group, is_accurate=False), optimizer.state, c_ssize_t(0))
-    assert [(len(batch), batch.step) for batch in batches] == [(1, 2), (3, 3)]
-    assert not rest
+    assert left(optimizer) == [[], []]
+    assert [float(optimizer.state[param]["step"]) for param in params] == [2, 3, 3, 3, 3, 3, 3]
 
 
 def test_sums_of_squares_are_the_references() -> None:
-    params = [torch.zeros(size, requires_grad=True) for size in (33_000, 0, 5)]
-    optimizer = FusedAdamW(params)
+    params = [torch.zeros(size, requires_grad=True) for size in (33_000, 0, 5, 7)]
     give_grads(params, 0)
-    optimizer.step()
-    (batch,), _ = native.take("cpu", params, reference.Hyper(1, 0, 0, 0, 0), optimizer.state, c_ssize_t(0))
-    assert batch.sums_of_squares == [total for p in params for total in reference.sums_of_squares(p.grad)]
+    params[1].grad_dtype = params[3].grad_dtype = None
+    params[1].grad = params[1].grad.bfloat16()
+    params[3].grad = torch.ones(14)[::2]
+    trail = native.Trail("cpu")
+    trail.follow(params)
+    sums, rest = native.measure("cpu", params, trail)
+    assert sums == [total for p in params[:3] for total in reference.sums_of_squares(p.grad)]
+    assert rest == [3]
 
 
 @pytest.mark.parametrize("is_native", [True, False])
@@ -345,28 +347,9 @@ def test_what_is_stepped_while_others_are_gathered(
         return [*params, *(tensor for p in params for _, tensor in sorted(optimizer.state[p].items()))]
 
     ours = train()
-    monkeypatch.setattr(native, "take", lambda _, params, *__, **___: ([], range(len(params))))
+    monkeypatch.setattr(native, "step", lambda _, params, *__: range(len(params)))
     for a, b in zip(ours, train(), strict=True):
         assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize(("options", "dtype"), FORMATS, ids=str)
-def test_what_is_stepped_behind(options: dict[str, Any], dtype: torch.dtype) -> None:
-    """All before the large one; moments in bf16 not at all, since their random bits are not known yet."""
-    params, optimizer = make_many(options, dtype)
-    give_grads(params, 0)
-    optimizer.step()
-    before = [param.detach().clone() for param in params]
-    hyper = _hyper(optimizer.param_groups[0], is_accurate=options.get("numerics") == "accurate")
-    (batch,), _ = native.take("cpu", params, hyper, optimizer.state, c_ssize_t(0))
-    k = reference.scalars(hyper, batch.step)
-    behind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5)(batch._library.step_behind.value)
-    ready, is_complete, flags = ctypes.c_int64(len(params)), ctypes.c_bool(False), (ctypes.c_bool * 2)(hyper.accurate)
-    scalars = reference.pack(k, hyper)
-    behind(batch._gathered, ctypes.addressof(ready), ctypes.addressof(is_complete), scalars.data_ptr(), flags)
-    changed = [not torch.equal(*pair) for pair in zip(params, before, strict=True)]
-    is_begun = "state_dtype" not in options
-    assert changed == [is_begun and i < 350 and param.numel() > 0 for i, param in enumerate(params)]
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -377,13 +360,13 @@ def test_a_step_that_may_be_left_out_is_not_begun(why: str, monkeypatch: pytest.
     optimizer.step()
     before = [param.detach().clone() for param in params]
     give_grads(params, 1)
-    begun, take = [], native.take
+    begun, step = [], native.step
 
-    def spy(*given: Any, **named: Any) -> Any:
-        begun.append(named["step"] is not None)
-        return take(*given, **named)
+    def spy(*given: Any) -> Any:
+        begun.append(True)
+        return step(*given)
 
-    monkeypatch.setattr(native, "take", spy)
+    monkeypatch.setattr(native, "step", spy)
     if why == "the norm is infinite":
         params[399].grad[0] = torch.inf
     elif why != "nothing":

@@ -27,7 +27,9 @@ def course(losses: list[float], steps: int | None = None, guess: float | None = 
         ([0.7, 900.0, 900.0], 3, 2),  # a short stage has no time for patience
         ([0.7, 900.0], 2, 2),
         ([0.7], 1, None),
-        ([0.7, 3.0, 4.0, 5.0] * 10, 40, None),  # bad, and no runaway
+        ([0.7] + [3.0, 4.0, 5.0] * 10 + [0.7], 32, None),  # bad for a while
+        ([0.7] + [3.0, 4.0, 5.0] * 10, 31, 31),  # and at the end still worse than guessing
+        ([0.7] * 20 + [3.0] * (PATIENCE - 1), 20 + PATIENCE - 1, None),
         ([80.0, 90.0, 85.0] * 10, 30, None),  # high from the start
         ([0.001] + [0.69] * 30, 31, None),  # from nearly nothing to guessing
         ([0.001] + [7.0] * 30, 31, 1 + PATIENCE),

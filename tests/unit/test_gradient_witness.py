@@ -12,6 +12,7 @@ from torch import nn
 from launcher.gradient_witness import GradientWitness, Pushes
 from launcher.plan.update_size import SIZEABLE, UpdateRule, half_unit
 from launcher.recipe import SGD, Adam, AdamW
+from thawline_kernels import FusedAdamW
 
 
 class Branches(nn.Module):
@@ -160,6 +161,22 @@ def test_pushes_scale_with_clipping_loss_scaling_and_ranks(module: Branches) -> 
     module(torch.ones(2, 3)).backward()
     witness.settle(0.5, scale=1 / 1024)
     assert pushes.slight["first.bias"] == pytest.approx((0.5e-12 * 2 / 1024 / 2, 2 / 1024 / 2))
+
+
+def test_a_gradient_whose_square_overflows_moves_nothing_from_then_on() -> None:
+    """As FusedAdamW and torch's step it."""
+    for made in (torch.optim.AdamW, FusedAdamW):
+        module, pushes = nn.Linear(2, 1, bias=False), Pushes()
+        witness = witness_of(module, pushes)
+        optimizer = made(module.parameters(), lr=1e-3, weight_decay=0.0)
+        before = module.weight.detach().clone()
+        for size in (1e21, 1.0):
+            module.weight.grad = None
+            (module(torch.ones(1, 2)).sum() * size).backward()
+            optimizer.step()
+            witness.settle(1.0)
+        assert torch.equal(module.weight, before)
+        assert pushes.slight["weight"] == pytest.approx((0.0, 1e21))
 
 
 def test_sizeable_is_by_the_largest_value() -> None:

@@ -23,6 +23,7 @@ import launcher
 from launcher import data, orphans, oversubscription, proof, run_lock, session
 from launcher.cluster import RANKS_VARY, Cluster
 from launcher.errors import EnvironmentProblem, RecipeError, StoppedEarly, UserError
+from launcher.model_copy import copy_model
 from launcher.plan import RunPlan
 from launcher.plan.data_facts import DataFacts
 from launcher.plan.saved import read_plan
@@ -359,7 +360,6 @@ def test_resume_where_there_is_no_run() -> None:
 @pytest.mark.parametrize("place", ["rows.csv", "rows.csv/run", "rows.csv/deep/run", "leads-nowhere", "n" * 300])
 def test_a_run_dir_that_cannot_be_a_folder_is_the_users_mistake(place: str) -> None:
     """A file, one under a file, a link to nothing, a name too long: a line, and nothing is made."""
-    Path("rows.csv").write_text("text,label\n")
     Path("leads-nowhere").symlink_to("nowhere")
     before = set(Path().iterdir())
     for started in (claim, open_run):
@@ -415,7 +415,7 @@ def test_too_many_ranks_are_refused_before_anything_is_made(
     assert not Path("runs").exists()
     assert claim(ranks=8).cluster.ranks == 8
     monkeypatch.setenv(oversubscription.ALLOWED, "1")
-    assert claim(ranks=64).cluster.ranks == 64
+    assert claim("batch.global_size=64", ranks=64).cluster.ranks == 64
 
 
 def test_a_failed_proof_is_accepted_by_name() -> None:
@@ -464,10 +464,10 @@ def test_one_process_at_a_time() -> None:
 def test_copy_of_the_model() -> None:
     run = RunDir(open_run().path)
     with pytest.raises(UserError, match="has no model yet, it is preparing"):
-        session.copy_model(run, Path("copy"))
+        copy_model(run, Path("copy"))
     run.model.mkdir()
     (run.model / "config.json").write_text("{}")
-    assert session.copy_model(run, Path("copy")) == Path("copy")
+    assert copy_model(run, Path("copy")) == Path("copy")
     assert Path("copy/config.json").read_text() == "{}"
     with pytest.raises(UserError, match="copy is there already"):
-        session.copy_model(run, Path("copy"))
+        copy_model(run, Path("copy"))

@@ -255,7 +255,7 @@ def test_a_trained_parameter_without_a_gradient_is_warned_of(resnet: nn.Module) 
     assert "never had a gradient: fc.bias" in warning
 
 
-SLIGHT = {"rate": (1e-9, 0.5), "epsilon": (1e-20, 1e-25), "skipped": (0.0, 0.0)}
+SLIGHT = {"rate": (1e-9, 0.5), "epsilon": (1e-20, 1e-25), "overflow": (0.0, 1e20), "skipped": (0.0, 0.0)}
 
 
 @pytest.mark.parametrize("because", SLIGHT)
@@ -269,7 +269,10 @@ def test_what_rounding_kept_still_is_a_warning_with_its_reason(resnet: nn.Module
     [entry] = proof.too_slight
     assert (entry.name, entry.because) == ("fc.bias", because)
     [warning] = proof.warnings()
-    advice = {"rate": "raise the learning rate", "epsilon": "lower optimizer.epsilon", "skipped": "train longer"}
+    advice = {
+        "rate": "raise the learning rate", "epsilon": "lower optimizer.epsilon", "overflow": "lower the learning rate",
+        "skipped": "train longer",
+    }  # fmt: skip
     assert warning.startswith("stage one: 1 trained parameters did not move: fc.bias; ")
     assert advice[because] in warning
     diverged = proven(resnet, stage, before, after, slight, diverged="stage one diverged").warnings()

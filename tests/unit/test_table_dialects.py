@@ -93,6 +93,10 @@ READ: dict[str, tuple[str, str | bytes, dict[str, Any], Rows]] = {
         "a.csv", escaped([("a, b", "x"), ('"c', "y")]), {"quoting": "none", "escape": "\\"},
         [("a, b", "x"), ('"c', "y")],
     ),
+    "signs of patterns": (
+        "a.csv", "text^label\n\"say %\"hi%\"\"^x\nb]%^^y\n", {"delimiter": "^", "escape": "%"},
+        [('say "hi"', "x"), ("b]^", "y")],
+    ),
     "utf-16": ("a.csv", written(QUOTED, ",", "\r\n").encode("utf-16"), {"encoding": "utf-16"}, QUOTED),
     "byte order mark": ("a.csv", b"\xef\xbb\xbf" + written(QUOTED, ",").encode(), {}, QUOTED),
     "latin-1": ("a.csv", "text;label\nné;a\nça;b\n".encode("latin-1"), {"delimiter": ";", "encoding": "latin-1"},
@@ -181,6 +185,7 @@ REFUSED: dict[str, tuple[str, str | bytes, dict[str, Any], tuple[str, ...]]] = {
     "a comment": ("a.csv", "# made by hand\ntext,label\na,x\n", {}, ("no column 'text'", "it has: '# made by hand'")),
     "a wanted name twice": ("a.csv", "text,label,text\na,x,b\n", {}, ("data.columns.text:", "names 'text' twice")),
     "an empty row of Excel": ("a.csv", "text,label,,\na,x,,\n,,,\nb,y,,\n", {}, ("is empty in 1 row", ": 1; fill")),
+    "Excel's own line": ("a.csv", "sep=;\ntext;label\na;x\n", {}, ("'sep=;', tells Excel the delimiter: take it out",)),
     "utf-16 that is not said": ("a.csv", written(PLAIN, ",").encode("utf-16"), {}, ("set data.encoding: utf-16",)),
     "utf-16 without a mark": ("a.csv", written(PLAIN, ",").encode("utf-16-le"), {}, ("data.encoding: utf-16-le",)),
     "a compressed file": ("a.csv", b"\x1f\x8b\x08\x00\xff", {}, ("compressed (gzip): unpack it",)),

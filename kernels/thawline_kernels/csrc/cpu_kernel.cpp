@@ -69,7 +69,7 @@ template <class T>
 THAWLINE_INLINE void store(void* to, int64_t element, T x) {
     std::memcpy(static_cast<char*>(to) + element * (sizeof(T) / W), &x, sizeof(T));
 }
-THAWLINE_INLINE F broadcast(float x) { return F{} + x; }
+THAWLINE_INLINE F broadcast(float x) { return x - F{}; }  // not a sum, which would make -0.0 positive
 // 16 bits each, made 32 with zeros or with the sign, and back where they hold no more. GCC's own conversions take up to four
 // instructions for one of AVX2's.
 THAWLINE_INLINE U halves(const void* from, int64_t i) {

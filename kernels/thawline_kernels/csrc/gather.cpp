@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <memory>
 #include <thread>
 #include <unordered_map>
 #include <unordered_set>
@@ -66,11 +67,11 @@ Object* type_of(Object* object) {
 }
 
 struct Python {
-    std::array<Object*, NUM_NAMES> names;
+    std::array<Object*, NUM_NAMES> names{};
     std::array<Object*, NUM_TYPES> types;
 
     Python(Object* of_names, Object* of_types) {
-        for (size_t n = 0; n < names.size(); n++) names[n] = PyTuple_GetItem(of_names, n);
+        for (size_t n = 0; of_names && n < names.size(); n++) names[n] = PyTuple_GetItem(of_names, n);
         for (size_t n = 0; n < types.size(); n++) types[n] = PyTuple_GetItem(of_types, n);
     }
     bool is_plain_tensor(Object* object) const {
@@ -189,6 +190,14 @@ struct View {
     }
 };
 
+bool is_float(const View& view) { return view.dtype == View::FP32 || view.dtype == View::BF16; }
+
+void append(Object* list, ssize_t number) {
+    Object* const object = PyLong_FromSsize_t(number);
+    PyList_Append(list, object);
+    Py_DecRef(object);
+}
+
 // As torch's own operators that write: autograd then refuses to go back through what was computed from the older values.
 void count_write(TensorImpl* impl) {
     if (impl && impl->version_counter().enabled()) impl->bump_version();  // tensors of inference mode have none
@@ -223,11 +232,18 @@ struct Stops {
         for (int at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
         __builtin_prefetch(from + bytes - 1);
     }
+    __attribute__((always_inline)) static void prefetch(const Stop& stop) {
+        prefetch(stop.object, 32);
+        prefetch(stop.impl, 208);
+        prefetch(stop.storage, 80);
+    }
+    __attribute__((always_inline)) void prefetch_gradient() const {
+        for (size_t which : {0, 1}) prefetch(tensors[which]);
+        prefetch(autograd, 80);
+    }
     __attribute__((always_inline)) void prefetch() const {
         for (const Stop& stop : tensors) {
-            prefetch(stop.object, 32);
-            prefetch(stop.impl, 208);
-            prefetch(stop.storage, 80);
+            prefetch(stop);
             prefetch(stop.version, 24);
         }
         prefetch(state, 48);
@@ -264,7 +280,7 @@ enum Written { PARAM, FIRST, SECOND, MAXIMUM, EXTRA, COUNT, GRADIENT, PER_PARAM 
 // What is gathered, with what is torch's of it: the others see Gathered.
 struct Held : Gathered {
     double step = 0;
-    std::vector<TensorImpl*> impls;  // PER_PARAM of each parameter
+    std::vector<TensorImpl*> impls;  // PER_PARAM of each parameter; gradients alone where they are measured
     std::vector<double> sums;        // of squares, if they were asked for
     const char* problem = nullptr;
 
@@ -278,7 +294,7 @@ struct Held : Gathered {
     // Does `work` to the tensors from the `first` on: without the GIL where it takes longer than Python's threads wait for each
     // other anyway. What is read and written is held then, and stays though a tensor is given other memory.
     template <class Work>
-    void with_memory(size_t first, Work work) {
+    void with_memory(size_t first, size_t per_param, Work work) {
         int64_t total = 0;
         for (size_t t = first; t < numels.size(); t++) total += numels[t];
         if (total < LONG) {
@@ -286,7 +302,7 @@ struct Held : Gathered {
             return;
         }
         std::vector<c10::Storage> memory;
-        for (size_t n = first * PER_PARAM; n < impls.size(); n++)
+        for (size_t n = first * per_param; n < impls.size(); n++)
             if (impls[n]) memory.push_back(impls[n]->storage());
         void* const thread = PyEval_SaveThread();
         problem = work();
@@ -305,9 +321,7 @@ bool add(Held& to, Object* owner, TensorImpl* owned_grad, Object* state, bool is
     const View param(master ? master : owner, python), grad(owned_grad);
     const View m(exp_avg, python), v(exp_avg_sq, python);
     const View extra(master ? owner : low, python), peak(is_amsgrad ? maximum : nullptr, python);
-    const bool is_known = (param.dtype == View::FP32 || param.dtype == View::BF16) &&
-                          (grad.dtype == View::FP32 || grad.dtype == View::BF16) &&
-                          (m.dtype == View::FP32 || m.dtype == View::BF16) && v.dtype == m.dtype &&
+    const bool is_known = is_float(param) && is_float(grad) && is_float(m) && v.dtype == m.dtype &&
                           (!master || (param.dtype == View::FP32 && extra.dtype == View::BF16)) &&
                           (!low || (param.dtype == View::BF16 && extra.dtype == View::INT16)) &&
                           (!is_amsgrad || peak.dtype == View::FP32);
@@ -393,12 +407,45 @@ EXPORT int thawline_follow(Trail* trail, Object* params) {
     return trail->has_repeats;
 }
 
-// Takes the parameters at `positions`, None for all, that are on the kind of device asked for and whose count is one less than
-// `step`; appends the positions of what is not ordinary to `rest`. `cursor` walks `states` from group to group. With `ahead` what
-// is taken is stepped and counted, the first of it while others are gathered; without, its gradients' squares are summed.
-// `trail` follows `params`. Null: out of memory.
-EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* states, double step, bool is_amsgrad, Object* rest,
-                                 Object* names, Object* types, ssize_t* cursor, bool is_on_cuda, Trail* trail, const Ahead* ahead) {
+// Sums the squares of the gradients of the parameters at `positions`, None for all, that are on the kind of device asked for;
+// appends the positions of what is not ordinary to `rest`. `trail` follows `params`. Null: out of memory.
+EXPORT Gathered* thawline_measure(Object* params, Object* positions, Object* rest, Object* types, bool is_on_cuda, Trail* trail) try {
+    auto to = std::make_unique<Held>();
+    const Python python(nullptr, types);
+    const bool takes_all = positions == python.types[NONE];
+    const ssize_t count = PyList_Size(takes_all ? params : positions);
+    for (ssize_t n = 0; n < count; n++) {
+        if (takes_all && n + Trail::AHEAD < count) trail->stops[n + Trail::AHEAD].prefetch_gradient();
+        const ssize_t i = takes_all ? n : PyLong_AsSsize_t(PyList_GetItem(positions, n));
+        Object* const owner = PyList_GetItem(params, i);
+        const View param(owner, python), grad(param.impl ? grad_of(param.impl) : nullptr);
+        if (param.impl && !grad.impl) continue;
+        const bool is_known = is_float(param) && is_float(grad) && grad.is_like(param) && param.is_dense() && param.is_on_cuda == is_on_cuda;
+        const Grad format = grad.dtype == View::BF16 ? Grad::bf16 : Grad::fp32;
+        const bool is_first = to->streams.empty();
+        if (is_known && (is_first || (to->layout.grad == format && to->device_index == grad.device_index))) {
+            if (is_first) to->layout.grad = format, to->device_index = grad.device_index;
+            to->streams.push_back({nullptr, nullptr, grad.data, nullptr, nullptr, nullptr, 0, 0});
+            to->numels.push_back(grad.numel);
+            to->impls.push_back(grad.impl);
+        } else {
+            append(rest, i);
+        }
+    }
+    size_t num_sums = 0;
+    for (int64_t numel : to->numels) num_sums += (numel + NORM_CHUNK - 1) / NORM_CHUNK;
+    to->sums.resize(num_sums);
+    to->with_memory(0, 1, [&] { return thawline_sums_of_squares(to.get(), to->sums.data()); });
+    return to.release();
+} catch (const std::exception&) {
+    return nullptr;
+}
+
+// Steps and counts the parameters at `positions`, None for all, that are on the kind of device asked for and whose count is one
+// less than `step`, the first of them while others are gathered; appends the positions of what is not ordinary to `rest`.
+// `cursor` walks `states` from group to group. `trail` follows `params`. Null: out of memory.
+EXPORT Gathered* thawline_take(Object* params, Object* positions, Object* states, double step, bool is_amsgrad, Object* rest, Object* names,
+                               Object* types, ssize_t* cursor, bool is_on_cuda, Trail* trail, const Ahead* ahead) {
     Held* const to = new Held;
     to->is_on_cuda = is_on_cuda;
     to->step = step;
@@ -412,7 +459,7 @@ EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* stat
     to->impls.reserve(count * PER_PARAM);
     std::atomic<int64_t> ready{0};
     std::atomic<bool> is_complete{false};
-    bool is_out_of_memory = false;
+    bool is_out_of_memory = false;  // an exception must not keep the other thread waiting
     auto gather_one = [&](ssize_t n) {
         if (takes_all && n + Trail::AHEAD < count) trail->stops[n + Trail::AHEAD].prefetch();
         const ssize_t i = takes_all ? n : PyLong_AsSsize_t(PyList_GetItem(positions, n));
@@ -424,11 +471,9 @@ EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* stat
         if (is_plain && !grad) return;
         if (is_plain && add(*to, owner, grad, state, is_amsgrad, python, trail->stops[i])) {
             to->positions.push_back(i);
-            if (ahead) to->count(ahead->options.zeroes_grad);
+            to->count(ahead->options.zeroes_grad);
         } else {
-            Object* const position = PyLong_FromSsize_t(i);
-            PyList_Append(rest, position);
-            Py_DecRef(position);
+            append(rest, i);
         }
     };
     auto gather_all = [&] {
@@ -442,20 +487,13 @@ EXPORT Gathered* thawline_gather(Object* params, Object* positions, Object* stat
         }
         is_complete.store(true, std::memory_order_release);
     };
-    if (ahead && ahead->behind && count > FEW)
+    if (ahead->behind && count > FEW)
         side_by_side(gather_all, [&] { ahead->behind(*to, ready, is_complete, ahead->scalars, ahead->options); });
     else gather_all();
     if (is_out_of_memory) return delete to, nullptr;
-    if (ahead) {
-        set_keys(*to, ahead->seed, ahead->first);
-        const auto step_rest = [&] { return thawline_step(to, &ahead->scalars, ahead->options.is_accurate, ahead->options.zeroes_grad); };
-        if (to->num_stepped < static_cast<int64_t>(to->streams.size())) to->with_memory(to->num_stepped, step_rest);
-    } else {
-        size_t num_sums = 0;
-        for (int64_t numel : to->numels) num_sums += (numel + NORM_CHUNK - 1) / NORM_CHUNK;
-        to->sums.resize(num_sums);
-        to->with_memory(0, [&] { return thawline_sums_of_squares(to, to->sums.data()); });
-    }
+    set_keys(*to, ahead->seed, ahead->first);
+    const auto step_rest = [&] { return thawline_step(to, &ahead->scalars, ahead->options.is_accurate, ahead->options.zeroes_grad); };
+    if (to->num_stepped < static_cast<int64_t>(to->streams.size())) to->with_memory(to->num_stepped, PER_PARAM, step_rest);
     return to;
 }
 
