@@ -38,9 +38,12 @@ class ImageClassification(Strict):
     labels: list[str] | None = None
     """Label names in the order of their ids. None: the distinct values of the training split, sorted."""
     augment: Literal["none", "flip", "randaugment"] = "none"
-    """Transforms of the training images only; evaluation never augments."""
+    """Transforms of the training images only; evaluation never augments. A transformers model's own processor comes
+    after them."""
     image_size: PositiveInt | None = None
-    """Side of the square image in pixels. None: what the model's processor or the torchvision weights say."""
+    """Side of the square image in pixels. A transformers processor keeps its way and shows the same part of the image;
+    for torchvision the shorter side becomes this, and the middle of the longer one is seen. None: what the model's
+    processor or the torchvision weights say."""
 
 
 class CausalLM(Strict):
