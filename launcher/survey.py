@@ -21,7 +21,7 @@ from launcher.costs.peak import Activations, NotCounted
 from launcher.data.checking import without
 from launcher.data_survey import as_problem, batch_problems, with_line
 from launcher.errors import EnvironmentProblem, Problem, RecipeError, UserError
-from launcher.models import activations, recompute
+from launcher.models import activation_bound, activations, long_texts, recompute
 from launcher.models.flops import FlopMeter
 from launcher.plan import assumed, fit, memory_plot, search, ways
 from launcher.plan.data_facts import DataFacts
@@ -183,6 +183,7 @@ def counter(
     found: dict[Any, Activations] = {}
     meter = FlopMeter()
     config = getattr(module, "config", None)
+    device: activations.Device = "cuda" if cluster.gpus_per_node else "cpu"
 
     def count(stage: plan.StagePlan, length: int | None = None) -> Activations:
         settings, micro_size = stage.settings, stage.batch.micro_size
@@ -197,15 +198,20 @@ def counter(
                 raise NotCounted(refused)
             stages.apply(module, stage)
             stages.set_modes(module, stage)
-            counted = activations.count(
-                module,
-                lambda: activations.inputs_of(recipe.task, processor, micro_size, tokens, config),
-                "cuda" if cluster.gpus_per_node else "cpu",
-                settings.precision,
-                is_cast=is_cast,
-                checkpoints=checkpoints,
-                meter=meter,
-            )
+
+            def inputs(tokens: int) -> dict[str, Any]:
+                return activations.inputs_of(recipe.task, processor, micro_size, tokens, config)
+
+            def of_length(tokens: int) -> Activations:
+                return activations.count(
+                    module, lambda: inputs(tokens), device, settings.precision, is_cast=is_cast,
+                    checkpoints=checkpoints, meter=meter,
+                )  # fmt: skip
+
+            try:
+                counted = long_texts.counted(of_length, tokens, meter)
+            except NotCounted as error:
+                counted = activation_bound.bound(module, inputs(tokens), checkpoints=checkpoints, reason=str(error))
             found[key] = replace(counted, work=counted.work.times(lengths.share(micro_size, tokens)))
         return found[key]
 

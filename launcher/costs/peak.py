@@ -30,6 +30,20 @@ class NotCounted(Exception):
 
 
 @dataclass(frozen=True)
+class Routed:
+    """Bytes that a mixture of experts saves, by where its routers send the tokens.
+
+    Every rank computes all of its tokens with as many experts as each token is given, wherever those are, so the two
+    differ by what depends on the number of experts that are met, such as 16-bit copies of their weights.
+    """
+
+    even: int
+    """Each expert gets an equal share."""
+    worst: int
+    """All tokens go to the same experts."""
+
+
+@dataclass(frozen=True)
 class Activations:
     """What a micro-batch's forward pass leaves behind; see `activations.count`."""
 
@@ -48,6 +62,12 @@ class Activations:
     """Bytes of the module's buffers."""
     work: Work = NO_WORK
     """What the forward and the backward compute."""
+    routed: Routed | None = None
+    """Of a model with experts; ``saved`` is the larger of the two."""
+    bound: str = ""
+    """Why this is an upper bound and not a count; empty: it is counted."""
+    assumed: tuple[str, ...] = ()
+    """Where the model looks at values that depend on its weights: what was taken for granted, in words."""
 
 
 class MemoryPlan(BaseModel):
@@ -76,6 +96,12 @@ class MemoryPlan(BaseModel):
     """Of this rank in host memory, because of offload."""
     nvme_bytes: int = 0
     """Of this rank in files on the node's own disk, because of ``offload: nvme``."""
+    activations_are: str = "counted"
+    """counted, or a bound: what no model of these sizes exceeds."""
+    even_routing_bytes: int | None = None
+    """Activations of a mixture whose experts get equal shares of the tokens; None: the model has no experts."""
+    worst_routing_bytes: int | None = None
+    """The same, where all tokens go to the same experts. The larger of the two is in the peak."""
     moments: dict[str, dict[str, int]]
     """Moment -> category -> bytes alive then."""
 
@@ -147,5 +173,8 @@ def plan_memory(states: ModelStates, activations: Activations, evaluated_batches
         margin_bytes=moments[peak_at]["margin"],
         host_bytes=states.host,
         nvme_bytes=states.nvme,
+        activations_are="a bound" if activations.bound else "counted",
+        even_routing_bytes=activations.routed and activations.routed.even + activations.recomputed,
+        worst_routing_bytes=activations.routed and activations.routed.worst + activations.recomputed,
         moments=moments,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -17,11 +18,11 @@ from torch import nn
 from torch.nn import functional
 from transformers import masking_utils
 
-from launcher.costs.peak import Activations, NotCounted
+from launcher.costs.peak import Activations, NotCounted, Routed
 from launcher.costs.step_time import Work
 from launcher.models import recompute
 from launcher.models.alike_blocks import SavedTensors, standing_in
-from launcher.models.flops import AGAIN, BACKWARD, FORWARD, KERNELS, MOVED, FlopMeter
+from launcher.models.flops import AGAIN, BACKWARD, FORWARD, KERNELS, MOVED, FlopMeter, TooMany
 from launcher.models.image_spec import ImageSpec
 from launcher.models.own_processor import OwnProcessor
 from launcher.recipe import ImageClassification, Task
@@ -52,11 +53,28 @@ def count(
         meter: the one of an earlier count of the module, whose fake tensors are taken again.
 
     Raises:
+        TooMany: the pass calls more operators than ``meter.room``.
         NotCounted: the model asks for the values of a tensor, or for something that only real tensors have.
     """
+    with meter or FlopMeter() as meter:
+        meter.start("even")
+        found = _pass(module, inputs, device, precision, meter, is_cast=is_cast, checkpoints=checkpoints)
+        if not meter.routes:
+            return found
+        meter.start("worst")
+        other = _pass(module, inputs, device, precision, meter, is_cast=is_cast, checkpoints=checkpoints)
+    routed = Routed(even=found.saved, worst=other.saved)
+    return replace(max(found, other, key=lambda one: one.saved + one.recomputed), routed=routed)
+
+
+def _pass(
+    module: nn.Module, inputs: Callable[[], dict[str, torch.Tensor]], device: Device, precision: str, meter: FlopMeter,
+    *, is_cast: bool, checkpoints: bool,
+) -> Activations:  # fmt: skip
+    """One forward on the meter's fake tensors."""
     dtype = DTYPES[precision]
     low = nullcontext() if is_cast or precision == "fp32" else _autocast(device, dtype)
-    with meter or FlopMeter() as meter, torch.device(device):
+    with torch.device(device):
         _fake(module, device, dtype if is_cast else torch.float32, meter)
         arguments = inputs()
         if is_cast:
@@ -68,6 +86,8 @@ def count(
         try:
             with checkpointed, pretended, standing_in(module, saved, meter.done), saved, low:
                 outputs = module(**arguments)
+        except TooMany:
+            raise
         except Exception as error:  # whatever a model's own code makes of tensors without values
             what = str(error).strip().splitlines()[:1]
             raise NotCounted(f"{type(module).__name__} has no forward without values: {' '.join(what)}") from error
@@ -77,7 +97,7 @@ def count(
             saved=saved.num_bytes, recomputed=saved.recomputed, largest=saved.largest,
             logits=logits.numel() if logits.requires_grad else 0,
             logits_forward=logits.numel() * (8 + (logits.element_size() if is_cast and precision != "fp32" else 0)),
-            buffers=buffers, work=_work(meter),
+            buffers=buffers, work=_work(meter), assumed=tuple(meter.assumed),
         )  # fmt: skip
 
 

@@ -55,6 +55,11 @@ class FakeValues(FakeTensorMode):
         self._inside = 0
         self._spoilt: dict[int, torch.UntypedStorage] = {}
 
+    def start(self, routing: Routing) -> None:
+        """A pass begins."""
+        self.routing, self.routes = routing, False
+        self.assumed.clear()
+
     def know(self, fake: torch.Tensor, value: torch.Tensor, *, is_chosen: bool = False) -> None:
         """``fake`` has these values."""
         most = MOST_FLOATS if value.is_floating_point() or value.is_complex() else MOST_ELEMENTS

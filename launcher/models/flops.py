@@ -22,6 +22,10 @@ ATTENTION_BACKWARD = 2.5
 """A fused attention computes two products forward; backward the scores again and four more (Dao et al., 2022)."""
 
 
+class TooMany(Exception):
+    """A pass calls more operators than it may."""
+
+
 class FlopMeter(FakeValues):
     """Fake tensors, which have shapes and no memory, and in ``done`` the operations of all that is called on them, and
     of the backward that follows from it."""
@@ -31,6 +35,10 @@ class FlopMeter(FakeValues):
         self._depth = 0
         self.fakes: dict[torch.Tensor, dict[Any, torch.Tensor]] = {}
         """Parameters and buffers -> what took their place, by dtype and device; making one takes a millisecond."""
+        self.room: int | None = None
+        """Operators that a pass may still call; None: as many as it likes."""
+        self.is_slow = False
+        """Whether a pass over a long text has called too many: see `long_texts`."""
         self.done: Counter[str] = Counter()
         """``forward``, ``backward``; ``again``: of the forward, what gradient checkpointing repeats; ``kernels``;
         ``moved``: bytes that operators without a formula read and write, forward and backward."""
@@ -42,6 +50,10 @@ class FlopMeter(FakeValues):
         self.done.update({FORWARD: forward, BACKWARD: int(ATTENTION_BACKWARD * forward) * needs, KERNELS: 1 + needs})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.room is not None and not self._depth:
+            self.room -= 1
+            if self.room < 0:
+                raise TooMany
         self._depth += 1
         try:
             output = super().__torch_dispatch__(func, types, args, kwargs)

@@ -58,6 +58,10 @@ def judge(stage: StagePlan, cluster: Cluster, facts: ModelFacts, counted: Activa
     if stage.settings.sharding.nvme_path is not None:  # another disk than the one that was looked at
         cluster = cluster.model_copy(update={"nvme_bytes": None})
     fits, why, missing = _compared(found, cluster)
+    if counted.bound:
+        why += f"; the activations, {gib(found.activations_bytes)}, are an upper bound: {counted.bound}"
+    elif counted.assumed:
+        why += f"; the activations are counted as if {' and '.join(counted.assumed)}"
     return Verdict(found, fits, why, time, missing)
 
 

@@ -38,8 +38,8 @@ def rows(plan: RunPlan) -> list[RenderableType]:
     table = StageTable(COLUMNS, [_row(plan, stage) for stage in plan.stages], LEFT)
     told = []
     for stage in plan.stages:
-        needs = stage.why if stage.fits is not True or stage.choice else ""
-        reasons = [needs, stage.choice, _on_disk(plan, stage)]
+        needs = stage.why if _needs_words(stage) else ""
+        reasons = [needs, stage.choice, _routed(stage), _on_disk(plan, stage)]
         told += [f"{stage.name}: {'; '.join(filter(None, reasons))}"] if any(reasons) else []
     return [table, Text("\n".join([*told, *_whole_time(plan)]))]
 
@@ -80,6 +80,8 @@ def explained(plan: RunPlan, name: str) -> RenderableType:
         blocks.append(Text(f"host memory: {_gib(found.memory.host_bytes)} GiB a rank"))
     if on_disk := _on_disk(plan, found):
         blocks.append(Text(on_disk))
+    if routed := _routed(found):
+        blocks.append(Text(routed))
     if found.disk:
         sizes = [found.disk.checkpoint_bytes, found.disk.model_bytes, found.disk.most_bytes]
         told = "disk: {} GiB a checkpoint inside the stage, {} the model at its end, {} at most while it runs"
@@ -87,6 +89,23 @@ def explained(plan: RunPlan, name: str) -> RenderableType:
     if found.time:
         blocks += _time(found.time)
     return Group(*blocks)
+
+
+def _needs_words(stage: StagePlan) -> bool:
+    is_bound = stage.memory is not None and stage.memory.activations_are != "counted"
+    return stage.fits is not True or is_bound or bool(stage.choice)
+
+
+def _routed(stage: StagePlan) -> str:
+    """What a mixture's activations take by where its routers send the tokens; empty where there are no experts."""
+    memory = stage.memory
+    if memory is None or memory.even_routing_bytes is None or memory.worst_routing_bytes is None:
+        return ""
+    even, worst = _gib(memory.even_routing_bytes), _gib(memory.worst_routing_bytes)
+    return (
+        f"experts: {even} GiB of activations if all get equal shares of the tokens, {worst} GiB if every token chooses "
+        "the same ones; the plan takes the larger"
+    )
 
 
 def _on_disk(plan: RunPlan, stage: StagePlan) -> str:

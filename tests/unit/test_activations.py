@@ -181,7 +181,7 @@ def test_logits_are_told_apart() -> None:
 def test_a_model_that_looks_at_values_is_not_counted() -> None:
     class Curious(nn.Linear):
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            return super().forward(input_ids.float()) if bool(input_ids.sum() > 0) else self.weight
+            return super().forward(input_ids.float()) * float(self.weight.detach().numpy().sum())
 
     with pytest.raises(NotCounted, match="Curious has no forward without values"):
         activations.count(Curious(8, 2), lambda: activations.text_inputs(1, 8), "cpu", "fp32", is_cast=False)
