@@ -21,7 +21,7 @@ from launcher.data.order import row_seeds
 from launcher.data.rows import Rows
 from launcher.plan import RunPlan
 from launcher.tasks import Batch, BoundTask
-from launcher.visible_text import visible
+from launcher.visible_text import both_ends, visible
 
 LINE_CELLS = 160
 """Columns that a line takes at most; on a narrower terminal, as many as it has."""
@@ -101,7 +101,7 @@ def row_line(row: SeenRow, max_length: int, cells: int = LINE_CELLS) -> str:
         cut = ", data.max_length" if length == max_length else ""
         predicted = f", {sum(row.trained)} predicted" if row.trained is not None else ""
         line += f"{length} token{'s' if length != 1 else ''}{cut}{predicted}: "
-        return line + visible(row.text or "", max(1, cells - cell_len(line)))
+        return line + both_ends(row.text or "", max(30, cells - cell_len(line)))
     if row.shape is not None:
         line += f"image {' x '.join(map(str, row.shape))}, values {row.low:.3g} to {row.high:.3g}"
         if row.low == row.high:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from launcher.errors import DataError
 
@@ -39,7 +39,7 @@ class Dialect:
 
         ``is_strict``: also where something follows a closing quote.
         """
-        quoting = csv.QUOTE_MINIMAL if self.quoting == "standard" else csv.QUOTE_NONE
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if self.quoting == "standard" else csv.QUOTE_NONE
         return csv.reader(
             io.StringIO(text, newline=""), delimiter=self.delimiter, quoting=quoting,
             escapechar=self.escape, strict=is_strict,

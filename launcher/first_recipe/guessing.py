@@ -31,6 +31,8 @@ PAIRS = (
     ("text", "text_pair"), ("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"),
     ("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("question", "sentence"),
 )  # fmt: skip
+CONVERSATIONS = {"messages", "conversations", "instruction", "completion", "chosen", "rejected"}
+"""Columns of instructions and answers."""
 SPLIT_VALUES = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
 KINDS = ("text-classification", "image-classification", "causal-lm")
 
@@ -112,6 +114,8 @@ def _kind(seen: Seen, asked: Asked) -> tuple[str, str]:
         return "text-classification", "a column of texts, and one of labels"
     others = ", ".join(visible(column.name, 30) for column in seen.columns if column is not text[0][0])
     why = f"no column looks like labels{f': not {others}' if others else ''}; --label COLUMN names it"
+    if _conversation(seen):
+        why = "instructions and answers (sft) are not built yet, so one column is learned as plain text"
     return "causal-lm", why
 
 
@@ -123,8 +127,9 @@ def _text(seen: Seen, asked: Asked) -> Found:
     wordy = [column for column in able if column.mean_words >= 2.5 or (len(able) == 1 and not column.may_be_label)]
     named = [column for column in able if _rank(column.name, TEXT_NAMES) < len(TEXT_NAMES)]
     if not (wordy or named):
+        known = "; conversations (sft) are not built yet" if _conversation(seen) else ""
         raise UserError(
-            f"no column looks like texts: {seen.names}; name it with --text COLUMN (images: --image COLUMN)"
+            f"no column looks like texts: {seen.names}{known}; name it with --text COLUMN (images: --image COLUMN)"
         )
     best = min(wordy or named, key=lambda column: (_rank(column.name, TEXT_NAMES), -column.mean_characters))
     return best, _because(best, TEXT_NAMES, [one for one in wordy if one is not best], "--text")
@@ -195,6 +200,10 @@ def _is_image_column(column: Column) -> bool:
     if all(isinstance(value, dict) and {"bytes", "path"} <= set(value) for value in some):
         return True
     return all(isinstance(value, str) and len(value) < 500 and is_image(PurePath(value)) for value in some)  # type: ignore[arg-type]
+
+
+def _conversation(seen: Seen) -> bool:
+    return any(_plain(column.name) in CONVERSATIONS for column in seen.columns)
 
 
 def _names_splits(column: Column) -> bool:

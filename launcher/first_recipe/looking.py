@@ -111,7 +111,8 @@ def _folder(folder: Path) -> Seen:
         first, place = look(tables[0]), folder / f"*{suffixes[0]}"
         return _of_several(first, place, len(tables))
     first = look(splits["train"][0])
-    named = {split: _one_or_glob(splits[split]) for split in ("train", "validation", "test") if split in splits}
+    order = ("train", "validation", "test")
+    named: dict[str, Path] = {split: _one_or_glob(splits[split]) for split in order if split in splits}
     if others := splits.get(""):
         first.notes.append(f"{others[0].name} is of no split, and is left out")
     return _of_several(first, named, len(splits["train"]))

@@ -60,6 +60,9 @@ class Proposal:
     global_size: int
     stratify: bool
     num_repeated: int
+    """Rows whose text stands before them; 0 for text files, whose lines may well repeat."""
+    num_empty: int
+    """Rows that lack a text or a label."""
     best: str
     stages: list[Stage]
 
@@ -94,7 +97,8 @@ def propose(seen: Seen, guess: Guess, model: str | None) -> Proposal:
         why_length=why_length,
         global_size=32 if num_rows >= FEW_ROWS else 16 if num_rows >= 200 else 8,
         stratify=bool(shares) and min(shares.values()) > 1 and not seen.has_validation,
-        num_repeated=len(texts) - len(firsts) if texts else 0,
+        num_repeated=len(texts) - len(firsts) if texts and seen.source != "text" else 0,
+        num_empty=_num_empty(guess),
         best=_best(guess, shares),
         stages=_stages(guess.kind, num_rows),
     )
@@ -115,6 +119,11 @@ def _first_rows(texts: list[str], guess: Guess) -> list[int]:
     for row, text in enumerate(names):
         first.setdefault(text, row)
     return sorted(first.values())
+
+
+def _num_empty(guess: Guess) -> int:
+    columns = [column.values for column in guess.columns.values()]
+    return sum(any(value is None or value == "" for value in row) for row in zip(*columns, strict=True))
 
 
 def _listed(seen: Seen, guess: Guess) -> list[str] | None:

@@ -134,10 +134,19 @@ def _data(file: Path, seen: Seen, found: Guess, proposal: Proposal) -> Iterator[
         whys = "; ".join(f"{ours}: {found.why[ours]}" for ours in found.columns)
         yield from _line(f"  columns: {{{named}}}", whys)
     yield from _split(seen, found, proposal)
+    if proposal.num_empty:
+        yield from _line("  on_bad_row: skip", f"{_empty(proposal)}; error refuses them")
+        if proposal.num_empty > 0.1 * seen.num_rows:
+            yield from _line(f"  max_bad_rows: {proposal.num_empty}", "more than these are refused")
     if proposal.max_length:
         yield from _line(f"  max_length: {proposal.max_length}", proposal.why_length)
     if found.kind == "image-classification":
         yield from _line("  num_workers: 2", "processes a rank that open images")
+
+
+def _empty(proposal: Proposal) -> str:
+    lack = "row lacks" if proposal.num_empty == 1 else "rows lack"
+    return f"{proposal.num_empty:,} {lack} a text or a label: left out, and listed in RUN/skipped.jsonl"
 
 
 def _split(seen: Seen, found: Guess, proposal: Proposal) -> Iterator[str]:
@@ -217,6 +226,7 @@ def _told(file: Path, seen: Seen, found: Guess, proposal: Proposal, warnings: li
     if proposal.max_length:
         lines.append(f"  max_length: {proposal.max_length} {proposal.why_length}")
     lines.append(f"  model: {proposal.model}, {proposal.why_model}")
+    lines += [f"  note: {_empty(proposal)}"] if proposal.num_empty else []
     lines += [f"  note: {warning}" for warning in warnings]
     quoted = shlex.quote(str(file))
     return [*lines, f"next: thawline plan {quoted}", f"      thawline run {quoted}"]

@@ -71,6 +71,7 @@ CONFIGURATIONS: Mapping[str, dict[str, Any]] = {
     "openai-community/gpt2": {"model_type": "gpt2"},  # transformers' defaults are it
     "google-bert/bert-base-uncased": _bert(768, 3072, 12, 12),
     "google-bert/bert-large-uncased": _bert(1024, 4096, 24, 16),
+    "google-bert/bert-base-multilingual-cased": _bert(768, 3072, 12, 12) | {"vocab_size": 119547},
 }  # fmt: skip
 """Hub id -> what of its config.json says how large the model is. The tests compare the numbers of parameters with those
 that the models' cards and papers give."""

@@ -28,9 +28,9 @@ from launcher.recipe.allowed import (
     tags,
 )
 from launcher.recipe.allowed import choices as choices_of
-from launcher.recipe.merge import DISCRIMINATORS, SET, stage_names
+from launcher.recipe.merge import DISCRIMINATORS, stage_names
 from launcher.recipe.sharding import SHARDING_NOT_BUILT_YET
-from launcher.recipe.types import LARGEST_INT
+from launcher.recipe.value_hints import likely_slip, several_values
 from launcher.recipe.yaml_tree import Key, Tree, shortened, walk
 
 NOT_BUILT_YET: dict[tuple[str, str], tuple[str, ...]] = {
@@ -156,60 +156,12 @@ def _message(parts: Parts, kind: str, spread: Tree, told: set[str], home: str) -
     assert tree is not None
     if slot and isinstance(tree.value, str) and choices_of(slot):
         return _wrong_word(parts, tree.value, choices_of(slot), allowed)
-    if slot and not allowed.startswith("a list") and (several := _several_values(tree)):
+    if slot and not allowed.startswith("a list") and (several := several_values(tree)):
         return (
             f"{shown(tree)} is not allowed: --set gives one value; a run for each is "
             f"thawline submit RECIPE --array '{home}=[{several}]'; it takes {allowed}"
         )
-    return f"{shown(tree)} is not allowed{_hint(str(parts[-1]) if parts else '', tree, slot)}; it takes {allowed}"
-
-
-def _several_values(tree: Tree) -> str | None:
-    """The values of a ``--set`` that gives several where one is meant, as ``--array`` takes them."""
-    if tree.origin.file != SET.file:
-        return None
-    parts = tree.value.split(",") if isinstance(tree.value, str) else tree.plain()
-    if not isinstance(parts, list) or len(parts) < 2 or not all(isinstance(one, str | int | float) for one in parts):
-        return None
-    if isinstance(tree.value, str) and not all(_is_number(part) for part in parts):
-        return None
-    return shortened(", ".join(str(part).strip() for part in parts))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _hint(key: str, tree: Tree, slot: Slot | None) -> str:
-    """The likely slip behind a value of the wrong type."""
-    if slot is None:
-        return ""
-    allowed = in_words(slot)
-    if isinstance(tree.value, int) and tree.value > LARGEST_INT and "whole number" in allowed:
-        return f": it is above {LARGEST_INT}"
-    if isinstance(tree.value, str) and "number" in allowed:
-        try:
-            float(tree.value)
-        except ValueError:
-            return ""
-        return ": take the quotes off"
-    if isinstance(tree.value, str) and tree.value.lower() in ("yes", "no", "on", "off") and "true or" in allowed:
-        return f": write {'true' if tree.value.lower() in ('yes', 'on') else 'false'}"
-    if isinstance(tree.value, str) and slot.discriminator and tree.value in allowed:
-        return f": write {{{slot.discriminator}: {tree.value}}}"
-    if isinstance(tree.value, str) and (models(slot) and (other := foreign_keys.as_map(key, tree.value))):
-        return f": {other}"
-    if isinstance(tree.value, str) and allowed.startswith("a list"):
-        return f": write [{tree.value}]"
-    if isinstance(tree.value, dict) and allowed.startswith("a list"):
-        return ": begin each entry with a dash"
-    if isinstance(tree.value, int | float) and allowed.startswith("text"):
-        return ": put it in quotes"
-    return ""
+    return f"{shown(tree)} is not allowed{likely_slip(str(parts[-1]) if parts else '', tree, slot)}; it takes {allowed}"
 
 
 def _wrong_word(parts: Parts, word: str, words: list[str], allowed: str) -> str:

@@ -116,6 +116,13 @@ def test_quickstart(tmp_path: Path) -> None:
     run = run_recipe("quickstart", tmp_path, changes)
     model = AutoModelForSequenceClassification.from_pretrained(run / "model")
     assert model.config.id2label == {0: "negative", 1: "neutral", 2: "positive"}
+    log = thawline("logs", run).stdout
+    assert " data: 180 train, 20 validation rows; 3 labels in train: negative 4" in log
+    assert " first row (train, " in log
+    assert "tokens, data.max_length: [CLS] " in log or " tokens: [CLS] " in log
+    for line in (" head  step 2/2  loss ", " full  step 2/2  loss ", " validation: accuracy 0.", " model: "):
+        assert line in log, log
+    assert "{'" not in log, "words, and no dictionaries"
 
 
 def test_bert_csv(tmp_path: Path) -> None:
@@ -142,10 +149,20 @@ def test_digits_resnet18(tmp_path: Path, digits: Path) -> None:
     assert accuracy > 0.5
     found = json.loads(thawline("evaluate", run).stdout)
     assert found["accuracy"] == pytest.approx(accuracy, abs=1e-6)
-    image = next((digits / "4").iterdir())
-    [answer] = [json.loads(line) for line in thawline("predict", run, image).stdout.splitlines()]
-    assert answer["label"] in {str(digit) for digit in range(10)}
-    assert 0 < answer["score"] <= 1
+    image, folder, answers = min((digits / "4").iterdir()), tmp_path / "some", tmp_path / "answers.csv"
+    (folder / "deep").mkdir(parents=True)
+    for number, file in enumerate(sorted((digits / "4").iterdir())[:3]):
+        shutil.copy(file, folder / ("deep" if number else "") / file.name)
+    thawline("predict", run, image, folder, "-o", answers)
+    with answers.open(newline="") as file:
+        alone, *walked = csv.DictReader(file)
+    assert [Path(row["id"]).name for row in walked] == sorted(
+        (path.name for path in folder.rglob("*.png")), key=lambda name: str(next(folder.rglob(name)))
+    )
+    assert {row["label"] for row in walked} <= {str(digit) for digit in range(10)}
+    again = next(row for row in walked if Path(row["id"]).name == image.name)
+    assert float(again["score"]) == pytest.approx(float(alone["score"]), abs=1e-5)
+    assert 0 < float(alone["score"]) <= 1
 
 
 def test_fashion_mnist_resnet18(tmp_path: Path) -> None:

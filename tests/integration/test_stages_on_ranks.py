@@ -111,8 +111,20 @@ def test_the_export_is_the_best_evaluation_and_evaluate_finds_its_metric_again(r
     best = min(line["loss"] for line in measured)
     found = json.loads(thawline("evaluate", run).stdout)
     assert found["loss"] == pytest.approx(best, rel=1e-5)
-    [answer] = [json.loads(line) for line in thawline("predict", run, "I love this").stdout.splitlines()]
+    rows = run.parent / "rows.csv"
+    rows.write_text('id,text,label\n007,"I love this",mine\n008,"no, never",\n')
+    lines = thawline("predict", run, "I love this", rows).stdout.splitlines()
+    answer, same, other = map(json.loads, lines)
     assert answer["label"] in ("negative", "neutral", "positive")
+    assert (same["id"], same["text"], same["input_label"]) == ("007", "I love this", "mine")
+    assert (same["label"], other["id"], other["input_label"]) == (answer["label"], "008", None)
+    model = AutoModelForSequenceClassification.from_pretrained(run / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    for row in (same, other):
+        scores = model(**tokenizer(row["text"], return_tensors="pt")).logits.softmax(-1)[0].tolist()
+        assert row["scores"] == pytest.approx(
+            {model.config.id2label[at]: score for at, score in enumerate(scores)}, abs=1e-5
+        )
 
 
 OVERRIDES = ["data.limit=60", "data.split.validation=0.1"]

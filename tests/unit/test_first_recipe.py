@@ -296,8 +296,27 @@ def test_what_training_will_refuse_is_told(working_folder: Path) -> None:
     told = [line for line in written.lines if "note:" in line]
     assert any("1 row has not the header's 3 cells (line 4)" in line for line in told)
     assert any("training will refuse the data as it is:" in line for line in told)
-    (working_folder / "b.csv").write_text(as_csv([*ROWS, {"id": "9", "text": "", "label": "pos"}]))
-    assert any("is empty in" in line for line in made("b.csv")[0].lines)
+
+
+@pytest.mark.parametrize("num_empty", [1, 30])
+def test_rows_without_a_label_are_left_out_and_said(num_empty: int, working_folder: Path) -> None:
+    rows = [row | ({"label": ""} if at < num_empty else {}) for at, row in enumerate(ROWS)]
+    (working_folder / "a.csv").write_text(as_csv(rows))
+    written, recipe = made("a.csv")
+    assert loaded(recipe) == expected(rows[num_empty:])
+    assert any(f"note: {num_empty} row" in line for line in written.lines)
+    assert not any("refuse" in line for line in written.lines)
+
+
+def test_instructions_are_told_to_be_none_of_ours(working_folder: Path) -> None:
+    rows = [{"instruction": text, "output": text * 2} for text in sentences(20)]
+    (working_folder / "a.json").write_text(json.dumps(rows))
+    written, recipe = made("a.json")
+    assert (recipe.task.kind, recipe.data.columns) == ("causal-lm", {"text": "output"})
+    assert "(sft) are not built yet" in written.lines[0]
+    (working_folder / "b.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "x"}]}))
+    with pytest.raises(UserError, match=r"conversations \(sft\) are not built yet"):
+        made("b.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -381,6 +400,24 @@ def test_the_length_is_that_of_nearly_all_texts() -> None:
     assert counts[int(0.98 * len(counts))] <= length <= 2 * counts[int(0.99 * len(counts))]
     assert fitting(lengths_of(["word " * 5000]), 512) == 512
     assert 100 <= fitting(lengths_of(["漢" * 100]), 512) <= 112
+
+
+def test_the_proposed_models_can_be_planned_without_the_hub(working_folder: Path) -> None:
+    """Each is in the table of sizes, or torchvision's; the multilingual one has its 178M parameters."""
+    import torch
+    import transformers
+
+    from launcher.first_recipe.proposal import MODELS, MULTILINGUAL
+    from launcher.plan.assumed import CONFIGURATIONS
+
+    sources = [source for source, _ in [*MODELS.values(), MULTILINGUAL] if not source.startswith("torchvision:")]
+    assert set(sources) <= set(CONFIGURATIONS)
+    with torch.device("meta"):
+        module = transformers.BertModel(transformers.BertConfig(**CONFIGURATIONS[MULTILINGUAL[0]]))
+    assert sum(parameter.numel() for parameter in module.parameters()) == 177_853_440
+    rows = [row | {"text": row["text"] + " Größenwahn für Übermütige, äußerst schön"} for row in ROWS]
+    (working_folder / "a.csv").write_text(as_csv(rows))
+    assert made("a.csv")[1].model.source == MULTILINGUAL[0]
 
 
 def test_the_models_own_positions_are_the_most(working_folder: Path) -> None:

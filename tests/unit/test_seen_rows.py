@@ -25,7 +25,7 @@ from launcher.models.image_spec import ImageSpec
 from launcher.recipe import Task
 from launcher.recipe.data import Data
 from launcher.seen_rows import LINE_CELLS, data_line, row_line, seen
-from launcher.visible_text import visible
+from launcher.visible_text import both_ends, visible
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,12 @@ def test_nothing_in_the_data_reaches_the_terminal_as_a_command() -> None:
     assert visible("x" * 50, 10) == "x" * 9 + "…"
     assert visible("x" * 10, 10) == "x" * 10
     assert cell_len(visible("漢" * 50, 11)) <= 11
+    long = both_ends("[CLS] " + "word\n" * 500 + "the end [SEP]", 60)
+    assert cell_len(long) <= 60
+    assert long.startswith("[CLS] word\\nword")
+    assert long.endswith(" … word\\nword\\nthe end [SEP]"[-20:])
+    assert both_ends("short [SEP]", 60) == "short [SEP]"
+    assert cell_len(both_ends("漢" * 500, 60)) <= 60
     line = data_line(labelled([evil, "[red]b[/red]"], [0, 1, 1]))
     assert line.isprintable()
     assert "[red]b[/red] 66.7%" in line
