@@ -23,6 +23,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from launcher.ending import end_now
+
 ROOT = Path(__file__).parents[1]
 RANKS_PER_NODE = 8
 PARAMETERS = 291
@@ -200,7 +202,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.one:
         print(json.dumps(measure(asked.one)))
-        return
+        end_now(0)
     found = []
     for ranks in asked.ranks:
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.control_plane", "--one", str(ranks)]

@@ -26,6 +26,7 @@ from torch.nn import functional
 from benchmarks.memory_on_ranks import built
 from launcher import distributed, models, plan, survey
 from launcher.cluster import Cluster
+from launcher.ending import end_now
 from launcher.models import activations
 from launcher.plan import search
 from launcher.plan.data_facts import DataFacts
@@ -193,3 +194,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end_now(0)

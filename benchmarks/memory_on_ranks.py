@@ -22,6 +22,7 @@ from torch import nn
 from launcher import backends, distributed, models, optim, plan, stages
 from launcher.backends import Parts
 from launcher.cluster import Cluster
+from launcher.ending import end_now
 from launcher.models import activations, recompute
 from launcher.models.alike_blocks import SavedTensors
 from launcher.plan import fit
@@ -177,3 +178,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end_now(0)

@@ -28,6 +28,7 @@ from transformers import (
 
 from launcher import data
 from launcher.data.order import order
+from launcher.ending import end_now
 from launcher.models.transformers_source import locate
 from launcher.plan import RunPlan, StagePlan
 
@@ -110,3 +111,4 @@ def main(plan_path: Path, result: Path, warm_up_steps: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    end_now(0)

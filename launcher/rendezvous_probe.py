@@ -11,6 +11,7 @@ import sys
 import time
 
 from launcher import orphans, rank_error
+from launcher.ending import end_now
 from launcher.errors import EnvironmentProblem, ThawlineError
 from launcher.run_dir import RunDir, write_atomic
 
@@ -59,4 +60,4 @@ def meet() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_now(main())

@@ -107,8 +107,9 @@ class FusedAdamW(AdamW):
         for name, value in chosen.items():
             if value not in _OPTIONS[name]:
                 raise ValueError(f"FusedAdamW({name}={value!r}): choose one of {', '.join(_OPTIONS[name])}")
-        flags = {"foreach": foreach, "capturable": capturable, "differentiable": differentiable, "fused": fused}
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, **flags)
+        usual = lr, betas, eps, weight_decay, amsgrad
+        flags: dict[str, Any] = {"foreach": foreach, "capturable": capturable, "differentiable": differentiable}
+        super().__init__(params, *usual, maximize=maximize, fused=fused, **flags)
         self._backend, self._is_accurate = backend, numerics == "accurate"
         self._layout, self._seed = Layout(master, state_dtype), seed
         self._trails: dict[tuple[str, int], native.Trail] = {}

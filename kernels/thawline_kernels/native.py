@@ -43,8 +43,8 @@ _ROUNDS = 4
 States = dict[Tensor, dict[str, Any]]
 
 
-class _Scalars(c_float * 9):
-    """`reference.packed`, as csrc/step.h has it."""
+_Scalars = c_float * 9
+"""`reference.packed`, as csrc/step.h has it."""
 
 
 class _Ahead(Structure):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from launcher.ending import Ending, end_now
+
+ending = Ending()  # before what registers with atexit is imported
+
 import os
-import sys
 import time
 
 from launcher import distributed
@@ -13,7 +16,9 @@ if is_again and os.environ["RANK"] == "1":
     time.sleep(3)  # so the first looks for it where it was
 runtime = distributed.start()
 if not is_again:
-    sys.exit(1)
+    end_now(1)
 met = runtime.gather(runtime.rank)
 if runtime.is_first:
     print(met)
+runtime.close()
+ending.is_done = True

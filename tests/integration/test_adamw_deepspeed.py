@@ -12,6 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from launcher.ending import end_now
+
 
 def make_engine(state_dtype: str) -> Any:
     import deepspeed
@@ -61,6 +63,7 @@ def check(_: int, folder: Path, state_dtype: str) -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
     assert not any(torch.equal(ours, theirs) for ours, theirs in zip(expected, saved, strict=True))
     dist.destroy_process_group()
+    end_now(0)
 
 
 @pytest.mark.parametrize("state_dtype", ["fp32", "bf16"])

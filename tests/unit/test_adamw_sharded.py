@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from launcher.ending import end_now
 from thawline_kernels import FusedAdamW
 
 RANKS = 2
@@ -36,6 +37,22 @@ def train(model: nn.Module, optimizer: FusedAdamW, steps: range) -> list[float]:
     return norms
 
 
+def check_versions(model: nn.Module, optimizer: FusedAdamW) -> None:
+    """A step that changes nothing is counted as a write by DTensors and their shards; a stale graph is refused."""
+    written = [one for p in model.parameters() for one in (p, *optimizer.state[p].values())]
+    written += [one.to_local() for one in written if isinstance(one, DTensor)]
+    for param in model.parameters():
+        param.grad = torch.zeros_like(param)
+    before, kept = [one._version for one in written], [one.clone() for one in written]
+    grads = [param.grad._version for param in model.parameters()]
+    optimizer.step(zero_grad=True)
+    assert all(old < one._version for old, one in zip(before, written, strict=True))
+    assert all(old < param.grad._version for old, param in zip(grads, model.parameters(), strict=True))
+    with torch.no_grad():
+        for one, value in zip(written, kept, strict=True):
+            one.copy_(value)
+
+
 def check(rank: int, store: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
     mesh = init_device_mesh("cpu", (RANKS,))
@@ -43,6 +60,7 @@ def check(rank: int, store: Path) -> None:
     fully_shard(sharded, mesh=mesh)
     whole, shards = FusedAdamW(plain.parameters(), lr=0.01), FusedAdamW(sharded.parameters(), lr=0.01)
     assert train(sharded, shards, range(4)) == pytest.approx(train(plain, whole, range(4)), rel=1e-6)
+    check_versions(sharded, shards)
     saved = dcp.get_optimizer_state_dict(sharded, shards)
     again = FusedAdamW(sharded.parameters(), lr=0.01)
     dcp.set_optimizer_state_dict(sharded, again, saved)
@@ -57,6 +75,7 @@ def check(rank: int, store: Path) -> None:
     for ours, theirs in zip(sharded.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.full_tensor(), theirs.detach(), rtol=1e-5, atol=1e-7)
     dist.destroy_process_group()
+    end_now(0)
 
 
 def train_bf16(model: nn.Module, optimizer: FusedAdamW, steps: range) -> None:
@@ -102,6 +121,7 @@ def check_split(rank: int, store: Path) -> None:
             assert local[0].dtype is local[1].dtype
             assert torch.equal(*local), key
     dist.destroy_process_group()
+    end_now(0)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
