@@ -81,7 +81,7 @@ OWN: dict[str, dict[str, Any]] = {
                  "attn_layers": ["local", "lsh", "local"], "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8},
     "t5": {"decoder_start_token_id": 0}, "mt5": {"decoder_start_token_id": 0}, "umt5": {"decoder_start_token_id": 0},
     "xmod": {"default_language": "en_XX"},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0}, "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4}, "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "zaya": {"num_experts_per_tok": 1},

@@ -25,7 +25,7 @@ from launcher.models.flops import FlopMeter
 from launcher.plan import assumed, fit, memory_plot, search, ways
 from launcher.plan.data_facts import DataFacts
 from launcher.plan.parameters import ModelFacts, groups
-from launcher.recipe import Lora, Recipe
+from launcher.recipe import ImageClassification, Lora, Recipe
 from launcher.recipe.problems import Origins, unique
 
 _KEY = re.compile(r"(?:data|task|model|batch)(?:\.\w+)+")
@@ -174,7 +174,8 @@ def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fi
                 )  # fmt: skip
 
             try:
-                found[key] = long_texts.counted(of_length, tokens, meter)
+                is_text = not isinstance(recipe.task, ImageClassification)
+                found[key] = long_texts.counted(of_length, tokens, meter) if is_text else of_length(tokens)
             except NotCounted as error:
                 found[key] = activation_bound.bound(module, inputs(tokens), checkpoints=checkpoints, reason=str(error))
         return found[key]

@@ -108,11 +108,11 @@ def test_a_long_text_is_extrapolated_where_tokens_are_computed_one_by_one(monkey
 
     monkeypatch.setattr(long_texts, "LENGTHS", (8, 16, 24))
     monkeypatch.setattr(long_texts, "MOST_OPERATORS", 300)
-    real = count(96)
+    real = count(48)
     meter.room = 300
     with pytest.raises(TooMany):
-        count(96)
-    found = long_texts.counted(count, 96, meter)
+        count(48)
+    found = long_texts.counted(count, 48, meter)
     assert meter.is_slow
     assert found.saved == pytest.approx(real.saved, rel=0.01)
     assert found.work.forward == pytest.approx(real.work.forward, rel=0.01)
