@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,31 +13,33 @@ HEAD = """\
 
     make families
 
-Every architecture that transformers {version} ships for the tasks of this project, in a tiny configuration of its own class:
-what `thawline plan` says of it beside what a real pass of plain transformers keeps, on the CPU in fp32, a micro-batch of
-2 texts of 24 tokens (one of them padded) or 2 images. "Measured" are all storages that the forward leaves alive, without
-the logits, whose loss the plan counts apart; "states" is the error of parameters, gradients and AdamW's moments.
+Every architecture that transformers {version} ships for the tasks of this project, in a tiny configuration of its own
+class: what `thawline plan` says of it beside what a real pass of plain transformers keeps, on the CPU in fp32, a
+micro-batch of 2 texts of 24 tokens (one of them padded) or 2 images. "Measured" are all storages that the forward
+leaves alive, without the logits, whose loss the plan counts apart; "states" is the error of parameters, gradients and
+AdamW's moments.
 
 {summary}
 
 ## How values are known without weights
 
-The model runs on tensors that have shapes and no memory. What follows from the token ids, the mask, positions and shapes
-alone is computed, so a model may look at it: masks, end tokens, relative positions, chunks. Where a model looks at values
-that depend on its weights, they are assumed: a router gives its experts equal shares of the tokens, and in a second pass
-all tokens to the same experts; a sort keeps the order; a mask holds everywhere.
+The model runs on tensors that have shapes and no memory. What follows from the token ids, the mask, positions and
+shapes alone is computed, so a model may look at it: masks, end tokens, relative positions, chunks. Where a model
+looks at values that depend on its weights, they are assumed: a router gives its experts equal shares of the tokens,
+and in a second pass all tokens to the same experts; a sort keeps the order; a mask holds everywhere.
 
-**Experts**: each rank computes all of its tokens, each with as many experts as the router chooses, whatever the experts
-are; so of N experts a micro-batch keeps what its tokens are routed to, tokens x chosen. Even and worst routing differ where
-something depends on how many experts are met, such as autocast's copies of their weights. `--explain` and `--json` have
-both, and the plan takes the larger.
+**Experts**: each rank computes all of its tokens, each with as many experts as the router chooses, whatever the
+experts are; so of N experts a micro-batch keeps what its tokens are routed to, tokens x chosen. Even and worst
+routing differ where something depends on how many experts are met, such as autocast's copies of their weights.
+`--explain` and `--json` have both, and the plan takes the larger.
 
 **Texts longer than {longest} tokens** of models that compute one token after the other in Python (Mamba without its
 kernels, RWKV, xLSTM) are extrapolated from texts of {lengths} tokens, since the cost of a pass grows with the length.
 
-**Where nothing can be counted** the plan takes an upper bound and says so: {factor} tensors in fp32 of each feature that a
-layer takes or makes of each token ({states} in models with states), and {scores} bytes an attention score (`launcher/models/activation_bound.py`). No family
-below keeps more; the median of texts keeps {slack:.0f} times less. Model states are counted as ever, and `auto` goes by both.
+**Where nothing can be counted** the plan takes an upper bound and says so: {factor} tensors in fp32 of each feature
+that a layer takes or makes of each token ({states} in models with states), and {scores} bytes an attention score
+(`launcher/models/activation_bound.py`). No family below keeps more; most keep several times less. Model states are
+counted as ever, and `auto` goes by both.
 """
 NAMES = {"text-classification": "Text classification", "causal-lm": "Causal language models",
          "image-classification": "Image classification"}  # fmt: skip
@@ -54,14 +55,13 @@ def written(rows: Sequence[Row]) -> str:
     within = [row for row in trained if row.is_within]
     exact = sum(abs(row.error) <= 0.01 for row in within)
     summary = (
-        f"**{len(within)} of the {len(trained)} that train here ({len(within) / len(trained):.1%}) are estimated within "
-        f"1% of their model states and 10% of their activations**, {exact} of them within 1% of both."
+        f"**{len(within)} of the {len(trained)} that train here ({len(within) / len(trained):.1%}) are estimated "
+        f"within 1% of their model states and 10% of their activations**, {exact} of them within 1% of both."
     )
-    texts = [row.bound / row.measured for row in trained if row.bound and row.kind != "image-classification"]
     head = HEAD.format(
         version=transformers.__version__, summary=summary, factor=activation_bound.FACTOR,
         states=activation_bound.STATE_FACTOR,
-        scores=activation_bound.SCORE_BYTES, slack=median(texts), longest=max(long_texts.LENGTHS),
+        scores=activation_bound.SCORE_BYTES, longest=max(long_texts.LENGTHS),
         lengths=", ".join(map(str, long_texts.LENGTHS)),
     )  # fmt: skip
     return "\n".join([head, *_tables(trained), *_left_out(rows), ""])

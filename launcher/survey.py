@@ -177,7 +177,8 @@ def counter(recipe: Recipe, module: Any, cluster: Cluster, processor: Any) -> fi
                 is_text = not isinstance(recipe.task, ImageClassification)
                 found[key] = long_texts.counted(of_length, tokens, meter) if is_text else of_length(tokens)
             except NotCounted as error:
-                found[key] = activation_bound.bound(module, inputs(tokens), checkpoints=checkpoints, reason=str(error))
+                reason = str(error).partition(":")[0]  # what follows is from inside the library
+                found[key] = activation_bound.bound(module, inputs(tokens), checkpoints=checkpoints, reason=reason)
         return found[key]
 
     return count

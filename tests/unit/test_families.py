@@ -21,8 +21,8 @@ FAMILIES = {
         "perceiver", "reformer", "t5", "xlnet",
     ],
     "causal-lm": [
-        "bamba", "bloom", "deepseek_v3", "dots1", "falcon_mamba", "gemma3_text", "gpt_oss", "granitemoe", "jamba", "jetmoe",
-        "mamba", "mamba2", "mixtral", "olmoe", "opt", "qwen3_moe", "qwen3_next", "rwkv", "zamba2",
+        "bamba", "bloom", "deepseek_v3", "dots1", "falcon_mamba", "gemma3_text", "gpt_oss", "granitemoe", "jamba",
+        "jetmoe", "mamba", "mamba2", "mixtral", "olmoe", "opt", "qwen3_moe", "qwen3_next", "rwkv", "zamba2",
     ],
     "image-classification": ["convnext", "deit", "mobilevit", "swin", "vit"],
 }  # fmt: skip
