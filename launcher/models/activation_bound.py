@@ -126,7 +126,11 @@ def _width(config: Any, otherwise: int) -> int:
 def _size(config: Any, *names: str) -> int:
     """The first of these that the configuration has, the largest where it has one for each stage; 0: none."""
     for name in names:
-        found = getattr(config, name, None)
+        try:
+            found = getattr(config, name, None)
+        except RuntimeError:  # it differs by layer, and transformers wants to be asked for each
+            layers = config.per_layer_config
+            found = [getattr(layers[index], name, 0) for index in range(len(layers))]
         if isinstance(found, (list, tuple)) and found:
             found = max(found)
         if isinstance(found, int) and found > 0:
