@@ -11,7 +11,7 @@ BENCH_ARGS ?=
 export DS_BUILD_OPS := 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install lint test test-padding test-nvme quickstart docs bench bench-gpu wheel lock clean
+.PHONY: help install lint test test-padding test-nvme quickstart docs families bench bench-gpu wheel lock clean
 
 help:
 	@echo "make install     a virtual environment in $(VENV) with the pinned releases and thawline itself"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-nvme   the tests of offload: nvme, with what they compile first (ten minutes)"
 	@echo "make lint        ruff, mypy and the import floors"
 	@echo "make docs        write docs/recipes.md anew from the recipe's types"
+	@echo "make families    estimate and measure every architecture of transformers; write docs/memory_families.md (10 minutes)"
 	@echo "make bench       samples/s against transformers' Trainer, and the time of thawline --help"
 	@echo "make bench-gpu   on a machine with a GPU: its tests, and the AdamW step against its peers"
 	@echo "make wheel       dist/thawline-*.whl"
@@ -63,6 +64,9 @@ quickstart: install
 
 docs: install
 	python docs/write_recipes.py
+
+families: install
+	python -m benchmarks.families --write docs/memory_families.md
 
 bench: install
 	python -m benchmarks $(BENCH_ARGS)

@@ -1,11 +1,11 @@
-"""The memory estimate of every architecture that transformers ships, beside what a real pass holds: docs/memory_families.md.
+"""The memory estimate of every architecture that transformers ships, beside what a real pass holds.
 
-    python -m benchmarks.families [--write docs/memory_families.md] [--precision bf16] [TYPE ...]
+    python -m benchmarks.families [--write docs/memory_families.md] [--json ROWS] [--precision bf16] [TYPE ...]
 
 Each has a tiny configuration of its own class (see `tiny_families`) and random weights; all of it trains, on the CPU.
 Predicted is what ``thawline plan`` computes from the configuration. Measured is plain transformers: the bytes of the
 parameters, and all storages that a forward pass leaves alive, seen by every operator's outputs rather than by
-autograd's hooks. `activations.FACTOR` is chosen so that no family's bound lies below what was measured here.
+autograd's hooks. `activation_bound.FACTOR` is chosen so that no family's bound lies below what is measured here.
 """
 
 from __future__ import annotations
@@ -191,12 +191,12 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(line.strip() for line in lines[:2])}"[:160].replace("|", "/")
 
 
-def rows(wanted: list[str], precision: str) -> Iterator[Row]:
-    """Of the wanted model types or task kinds, or of all."""
+def wanted(types: list[str]) -> Iterator[tuple[str, str]]:
+    """Of the model types or task kinds, or of all, each task kind and model type."""
     for kind in tiny_families.KINDS:
         for model_type in tiny_families.names(kind):
-            if not wanted or model_type in wanted or kind in wanted:
-                yield row_of(kind, model_type, precision)
+            if not types or model_type in types or kind in types:
+                yield kind, model_type
 
 
 def main() -> None:
@@ -204,15 +204,20 @@ def main() -> None:
     parser.add_argument("types", nargs="*", help="model types or task kinds; all by default")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--write", type=Path, help="file to write the tables to")
-    parser.add_argument("--json", type=Path, help="file to write the rows to, one a line")
+    parser.add_argument("--json", type=Path, help="file of rows, one a line: what it has is not measured again")
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
+    known: dict[tuple[str, str], Row] = {}
+    if given.json and given.json.is_file():
+        ready = [Row(**json.loads(line)) for line in given.json.read_text().splitlines()]
+        known = {(row.kind, row.model_type): row for row in ready}
     found: list[Row] = []
     start = time.perf_counter()
-    for row in rows(given.types, given.precision):
+    for kind, model_type in wanted(given.types):
+        row = known.get((kind, model_type)) or row_of(kind, model_type, given.precision)
         found.append(row)
-        if given.json:
+        if given.json and (kind, model_type) not in known:
             with given.json.open("a") as file:
                 file.write(json.dumps(vars(row)) + "\n")
         if not row.is_within:

@@ -26,7 +26,7 @@ from launcher.models.flops import FlopMeter
 from launcher.plan import assumed, fit, memory_plot, search, ways
 from launcher.plan.data_facts import DataFacts
 from launcher.plan.parameters import ModelFacts, groups, select
-from launcher.recipe import Lora, Recipe
+from launcher.recipe import ImageClassification, Lora, Recipe
 from launcher.recipe.problems import Origins, unique
 from launcher.tasks import text_check
 from launcher.typical_length import TypicalLength
@@ -209,9 +209,11 @@ def counter(
                 )  # fmt: skip
 
             try:
-                counted = long_texts.counted(of_length, tokens, meter)
+                is_text = not isinstance(recipe.task, ImageClassification)
+                counted = long_texts.counted(of_length, tokens, meter) if is_text else of_length(tokens)
             except NotCounted as error:
-                counted = activation_bound.bound(module, inputs(tokens), checkpoints=checkpoints, reason=str(error))
+                reason = str(error).partition(":")[0]  # what follows is from inside the library
+                counted = activation_bound.bound(module, inputs(tokens), checkpoints=checkpoints, reason=reason)
             found[key] = replace(counted, work=counted.work.times(lengths.share(micro_size, tokens)))
         return found[key]
 

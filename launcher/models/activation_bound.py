@@ -18,9 +18,13 @@ from launcher.costs.memory import FP32_BYTES
 from launcher.costs.peak import Activations
 from launcher.costs.step_time import Work
 
-FACTOR = 16
+FACTOR = 7
 """Tensors that are kept of each feature that a layer takes or makes for each token: its inputs and outputs, and what
 activations, norms, dropout, gates and casts leave."""
+STATE_FACTOR = 24
+"""The same of a model with states (linear attention, state spaces), each with products of all tokens of a chunk."""
+CHUNK = 64
+"""Tokens, to a multiple of which such a model pads a text."""
 SCORE_BYTES = 32
 """Of an attention score: before and after the softmax and the dropout, its mask, and relative positions."""
 WIDE = 64
@@ -32,13 +36,18 @@ KERNELS = 30
 def bound(module: Any, inputs: dict[str, torch.Tensor], *, checkpoints: bool = False, reason: str = "") -> Activations:
     """Bytes that no forward pass of one micro-batch exceeds; ``reason`` is why they are not counted.
 
-    Each parameter's rows and columns are features of each token, `FACTOR` times in fp32, and each head of each block
+    Each weight's rows and columns are features of each token, `FACTOR` times in fp32, and each head of each block
     has a score for each pair of tokens. A mixture's experts count as the share that a token is routed to. Images have
     as many tokens as the first convolution makes patches. With checkpointing one block's share is there at a time, and
     each block's input besides.
     """
     config = _text_config(module)
     batch, length = _tokens(module, inputs)
+    factor = FACTOR
+    if any(isinstance(child, nn.Conv1d) and child.groups > 1 for child in module.modules()):
+        factor, length = STATE_FACTOR, -(-length // CHUNK) * CHUNK
+    if window := _size(config, "attention_window"):
+        length = -(-length // window) * window
     tokens = batch * length
     blocks = max(1, _size(config, "num_hidden_layers", "n_layer", "num_layers"))
     heads = _size(config, "num_attention_heads", "n_head", "num_heads")
@@ -47,12 +56,12 @@ def bound(module: Any, inputs: dict[str, torch.Tensor], *, checkpoints: bool = F
         of_child, of_products = _features(child, config)
         features, products, widest = features + of_child, products + of_products, max(widest, of_child)
     scores = SCORE_BYTES * batch * heads * length**2
-    whole = FP32_BYTES * FACTOR * tokens * features + blocks * scores
+    whole = FP32_BYTES * factor * tokens * features + blocks * scores
     logits = _logits(module, batch, tokens)
     saved, recomputed = whole, 0
     if checkpoints:
         recomputed = -(-whole // blocks)
-        saved = FP32_BYTES * FACTOR * tokens * widest + blocks * tokens * FP32_BYTES * _width(config, widest)
+        saved = FP32_BYTES * factor * tokens * widest + blocks * tokens * FP32_BYTES * _width(config, widest)
     forward = 2.0 * tokens * products
     layers = sum(1 for _ in _layers(module))
     return Activations(
@@ -117,7 +126,11 @@ def _width(config: Any, otherwise: int) -> int:
 def _size(config: Any, *names: str) -> int:
     """The first of these that the configuration has, the largest where it has one for each stage; 0: none."""
     for name in names:
-        found = getattr(config, name, None)
+        try:
+            found = getattr(config, name, None)
+        except RuntimeError:  # it differs by layer, and transformers wants to be asked for each
+            layers = config.per_layer_config
+            found = [getattr(layers[index], name, 0) for index in range(len(layers))]
         if isinstance(found, (list, tuple)) and found:
             found = max(found)
         if isinstance(found, int) and found > 0:

