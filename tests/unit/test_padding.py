@@ -217,7 +217,7 @@ def test_the_tables_hold_for_each_architecture(kind: str, model_type: str) -> No
         [changed] = logits_of(module, beside([[*rows[3][:-1], 7]], kind, config))
         ahead = float((changed[:-1] - alone[3][:-1]).abs().max()) / scale
     is_refused = (kind, model_type) in padding.MIXES_PADDING or (task is CAUSAL and reads_ahead(config))
-    assert ((moved > 2e-5 or ahead > 1e-5) == is_refused) or (is_refused and model_type == "mra"), (moved, ahead)
+    assert ((moved > 1e-4 or ahead > 1e-5) == is_refused) or (is_refused and model_type == "mra"), (moved, ahead)
 
 
 def beside(rows: list[list[int]], kind: str, config: Any) -> dict[str, torch.Tensor]:
