@@ -87,7 +87,7 @@ def _left_out(rows: Sequence[Row]) -> Iterator[str]:
         if not row.untrained and not row.is_within:
             yield f"- {row.model_type} ({row.kind}): {row.unplanned or f'{row.error:+.1%}'}"
     yield "\n## Not trained here, so without a measurement\n"
-    yield "A library is missing, the class takes other inputs than the task has, or no tiny configuration of it works:\n"
+    yield "A library is missing, the class takes other inputs than the task has, or no tiny configuration works:\n"
     for row in rows:
         if row.untrained:
             yield f"- {row.model_type} ({row.kind}): {row.untrained}"

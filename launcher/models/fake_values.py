@@ -9,17 +9,16 @@ meter counts on these tensors.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
-Routing = Literal["even", "worst"]
-"""``even``: the experts get equal shares of the tokens; ``worst``: all tokens go to the same experts."""
+from launcher.models.assumed_choices import CHOICES, Routing, dim_of
+
 MOST_ELEMENTS = 2**24
 """Of a tensor of integers or truth values whose values are kept; 128 MiB at most while one is."""
 MOST_FLOATS = 2**20
@@ -39,8 +38,6 @@ _MADE = frozenset(
 _UNWRITTEN = frozenset({_ATEN.empty, _ATEN.empty_like, _ATEN.new_empty, _ATEN.empty_strided, _ATEN.new_empty_strided})
 """The same, of integers: written later, and until then it does not matter."""
 _FILLS = frozenset({_ATEN.fill_, _ATEN.zero_})
-_CHOICES: dict[Any, Callable[[torch.Size, int, Routing], torch.Tensor]] = {}
-"""Operators that order or choose -> the indices that are assumed."""
 
 
 class FakeValues(FakeTensorMode):
@@ -97,7 +94,7 @@ class FakeValues(FakeTensorMode):
         """The operator on shapes, and on values where all that it reads is known."""
         output = self._shapes(func, types, args, kwargs)
         packet = func._overloadpacket
-        if packet in _CHOICES:
+        if packet in CHOICES:
             self._choose(packet, args, kwargs, output)
         values = self._values_of(func, args, kwargs, output)
         if values is None:
@@ -159,12 +156,12 @@ class FakeValues(FakeTensorMode):
             return
         if indices.dtype != torch.int64 or indices.numel() > MOST_ELEMENTS or not args[0].dim():
             return
-        dim = _dim_of(packet, args, kwargs) % args[0].dim()
+        dim = dim_of(packet, args, kwargs) % args[0].dim()
         num_options = args[0].shape[dim]
         is_reduced = indices.dim() < args[0].dim()
         shape = indices.shape if not is_reduced else indices.unsqueeze(dim).shape
         rows = [size for axis, size in enumerate(shape) if axis != dim]
-        made = _CHOICES[packet](torch.Size((*rows, shape[dim])), num_options, self.routing).movedim(-1, dim)
+        made = CHOICES[packet](torch.Size((*rows, shape[dim])), num_options, self.routing).movedim(-1, dim)
         self.know(indices, made.squeeze(dim) if is_reduced else made, is_chosen=True)
 
     def _item(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -203,34 +200,6 @@ def _reads_tensors(func: Any) -> bool:
 
 def _named(func: Any, kwargs: Any) -> list[tuple[Any, Any]]:
     return [(argument, kwargs[argument.name]) for argument in func._schema.arguments if argument.name in kwargs]
-
-
-def _dim_of(packet: Any, args: Any, kwargs: Any) -> int:
-    place = 2 if packet is _ATEN.topk else 1
-    if "dim" in kwargs:
-        return int(kwargs["dim"])
-    given = args[place] if len(args) > place else -1
-    return int(given) if isinstance(given, int) and not isinstance(given, bool) else -1
-
-
-def _chosen(shape: torch.Size, num_options: int, routing: Routing) -> torch.Tensor:
-    """[..., k]: of each row k different ones of the options."""
-    rows, k = math.prod(shape[:-1]), shape[-1]
-    choice = torch.arange(k).expand(rows, k)
-    if routing == "even":
-        choice = choice + k * torch.arange(rows)[:, None]
-    return (choice % max(num_options, 1)).reshape(shape)
-
-
-def _ordered(shape: torch.Size, num_options: int, routing: Routing) -> torch.Tensor:
-    """As it was."""
-    return torch.arange(shape[-1]).expand(shape).contiguous()
-
-
-_CHOICES.update(
-    dict.fromkeys((_ATEN.topk, _ATEN.argmax, _ATEN.argmin, _ATEN.max, _ATEN.min, _ATEN.multinomial), _chosen)
-    | dict.fromkeys((_ATEN.sort, _ATEN.argsort), _ordered)
-)
 
 
 def _filled(fill: float) -> Callable[[torch.Tensor, Any, Any], torch.Tensor]:
