@@ -257,11 +257,31 @@ def test_each_text_ends_with_the_end_token_once(tokenizer: Any) -> None:
             [101, 2061, 2061, 2061, 2061],
         ]
         labels = [[101, 2061, 2061, 102, -100]] * 2 + [[101, 2061, 2061, 2061, 102], [101, 2061, 2061, 2061, 2061]]
-        if one is ended:  # the second is written with one, and the tokenizer puts another behind it
-            labels[1] = [101, 2061, 2061, 102, 102]
         assert batch.labels.tolist() == labels
         assert batch.tokens == sum(token != -100 for row in labels for token in row)
         assert batch.size == batch.tokens - len(rows)
+
+
+def test_a_language_models_text_is_cut_on_the_side_that_its_tokenizer_cuts(tokenizer: Any) -> None:
+    import copy
+
+    ended = copy.deepcopy(tokenizer)
+    ended.eos_token, ended.truncation_side = "[SEP]", "left"
+    plain = copy.deepcopy(ended)
+    plain.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 101)])
+    for one in (plain, ended):
+        language = bound(one, CausalLM(kind="causal-lm"), max_length=5)
+        ids = language.encode({"text": "never again what a story", "id": "0"}, augment_seed=None)["input_ids"]
+        assert ids == ended("never again what a story", truncation=True, max_length=5)["input_ids"]
+
+
+@pytest.mark.parametrize(("pair", "least"), [(False, 3), (True, 5)])
+def test_a_length_that_leaves_no_room_for_a_text(pair: bool, least: int, tokenizer: Any) -> None:
+    """The tokenizer itself would then cut the whole text, or nothing."""
+    row = {"text": "so", "id": "0"} | ({"text_pair": "it"} if pair else {})
+    assert len(bound(tokenizer, max_length=least).encode(row, augment_seed=None)["input_ids"]) == least
+    with pytest.raises(DataError, match=rf"data\.max_length {least - 1}: the tokenizer adds .* set it to {least} or"):
+        bound(tokenizer, max_length=least - 1).encode(row, augment_seed=None)
 
 
 def test_the_end_token_is_told_and_can_be_left_out(tokenizer: Any) -> None:
