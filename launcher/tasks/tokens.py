@@ -140,8 +140,13 @@ def check_length(tokenizer: Any, max_length: int, config: Any) -> None:
     Raises:
         DataError: with the longest that fits.
     """
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    if positions <= 0:  # XLNet says -1: its positions are relative, so there is no longest text
+    positions, limit = getattr(config, "max_position_embeddings", None), tokenizer.model_max_length
+    if not positions and max_length > limit > 0:
+        raise DataError(
+            f"data.max_length {max_length}: the model_max_length of the model's tokenizer is {limit}; set it to {limit} or "
+            "less, or, where the model takes longer texts, change that in its tokenizer_config.json"
+        )
+    if not positions or positions <= 0:  # XLNet says -1: its positions are relative, so there is no longest text
         return
     if config is not None and getattr(config, "model_type", None) in padding.POSITIONS_FROM_PADDING:
         positions -= (config.pad_token_id or 0) + 1

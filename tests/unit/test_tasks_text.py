@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter
 from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
-from transformers import AutoTokenizer, BertConfig, RobertaConfig, XLNetConfig
+from transformers import AutoTokenizer, BertConfig, BloomConfig, RobertaConfig, XLNetConfig
 
 from launcher.data.packing import Batch
 from launcher.errors import DataError, UserError
@@ -202,7 +202,9 @@ def test_a_loss_that_is_no_number_is_shown_as_such(classifier: BoundTask) -> Non
 
 def test_more_tokens_than_the_model_has_positions(tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"data\.max_length 513: the model has 512 positions; set it to 512 or less"):
-        bound(tokenizer, max_length=513)
+        bound(tokenizer, max_length=513, config=BertConfig())
+    with pytest.raises(DataError, match=r"data\.max_length 513: the model_max_length of the model's tokenizer is 512"):
+        bound(tokenizer, max_length=513, config=BloomConfig())  # an export's is what its run was cut to
     with pytest.raises(DataError, match="the model has 40 positions"):
         bound(tokenizer, max_length=64, config=BertConfig(max_position_embeddings=40))
     bound(tokenizer, max_length=512, config=XLNetConfig())  # says -1: its positions have no end
