@@ -8,6 +8,9 @@ averaged model. Reads nothing that could run code. Called by `torchvision_models
 from __future__ import annotations
 
 import argparse
+import datetime
+import pathlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,11 +32,18 @@ COUNTERS = ("n_averaged",)
 """Tensors that are of a wrapper and not of the network: `torch.optim.swa_utils.AveragedModel` counts."""
 NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
 """What a numpy number is unpickled by, which numpy 1 kept under another name."""
+NUMPY_ARRAY: Any = np.zeros(1).__reduce__()[0]
+"""The same of its arrays."""
 HARMLESS: tuple[Any, ...] = (
-    argparse.Namespace, np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
+    argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath,
+    datetime.datetime, datetime.date, datetime.timedelta, np.ndarray, np.dtype,
+    *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"},
     NUMPY_SCALAR, (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    NUMPY_ARRAY, (NUMPY_ARRAY, "numpy.core.multiarray._reconstruct"),
 )  # fmt: skip
-"""Beside the weights: a script's arguments, and measures that are numpy's numbers."""
+"""Beside the weights: a script's arguments, paths and times, numpy's numbers and arrays, states of generators."""
+FOREIGN = re.compile(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)")
+"""What torch says of a class that it does not make."""
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
@@ -50,13 +60,15 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         with torch.serialization.safe_globals(list(HARMLESS)):
             loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises what the damaged or foreign file makes it raise
+        foreign = FOREIGN.search(str(error))
+        what = f"it holds {foreign[1]}, which is not read, since it could run code" if foreign else _first_line(error)
         raise UserError(
-            f"model.weights: {path} cannot be read as a state dict ({type(error).__name__}: {_first_line(error)}); "
+            f"model.weights: {path} cannot be read as a state dict ({what}); "
             "write it with torch.save(module.state_dict(), path)"
         ) from error
     found = _weights(loaded)
     if found is None:
-        held = f": it holds {', '.join(map(str, list(loaded)[:8]))}" if isinstance(loaded, Mapping) else ""
+        held = f": it holds {', '.join(map(str, list(loaded)[:8]))}" if isinstance(loaded, Mapping) and loaded else ""
         raise UserError(
             f"model.weights: {path} holds no state dict{held}; write torch.save(module.state_dict(), path), or put the "
             f"weights under one of {', '.join(WEIGHTS_KEYS[:2])}"
@@ -84,4 +96,4 @@ def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

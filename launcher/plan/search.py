@@ -220,7 +220,8 @@ def _chosen(taken: Candidate, asked: Stage, refused: dict[int, list[str]]) -> st
     if not parts:  # that no block is computed again goes without saying
         return ""
     told = [text for texts in refused.values() for text in dict.fromkeys((texts[0], texts[-1]))]
-    reason = f"the fastest that fits: {'; '.join(told)}" if told else "nothing is faster by more than 5%"
+    other = "no other" if asked.sharding.strategy != "auto" else "nothing"
+    reason = f"the fastest that fits: {'; '.join(told)}" if told else f"{other} is faster by more than 5%"
     return f"auto chose {', '.join(parts)} ({taken.seconds:.3g} s a step), {reason}"
 
 

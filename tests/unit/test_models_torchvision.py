@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 from pathlib import Path
 from typing import NoReturn
@@ -176,6 +177,11 @@ WRAPPED = {
     "reference script": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1), "best": np.float64(0.5)},
     "model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}},
     "in one another": lambda state: {"model": {"state_dict": {f"net.{name}": t for name, t in state.items()}}},
+    "with paths, times and arrays": lambda state: {
+        "model": state, "out": Path("runs"), "when": datetime.datetime(2026, 1, 2), "losses": np.ones(3, np.float32),
+        "generator": np.random.default_rng(0).bit_generator.state,
+        "old generator": np.random.RandomState(0).get_state(),
+    },
     "averaged": lambda state: {"n_averaged": torch.tensor(4)} | {f"module.{name}": t for name, t in state.items()},
 }  # fmt: skip
 
@@ -194,4 +200,7 @@ def test_names_that_wrappers_give(wrapped: str, trained: dict[str, torch.Tensor]
 def test_a_checkpoint_that_would_run_code_is_not_read(tmp_path: Path) -> None:
     torch.save({"model": {"fc": torch.zeros(1)}, "hook": os.getcwd}, tmp_path / "w.pt")
     with pytest.raises(UserError, match=r"cannot be read as a state dict .*torch\.save"):
+        state_dict_files.read(tmp_path / "w.pt")
+    torch.save(nn.Sequential(nn.ReLU()), tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"it holds torch\.nn\.modules\.container\.Sequential, which is not read"):
         state_dict_files.read(tmp_path / "w.pt")
