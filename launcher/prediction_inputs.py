@@ -91,6 +91,8 @@ def text_rows(inputs: Sequence[str], data: Data, *, is_pair: bool) -> list[dict[
 
 
 def _texts_of(given: str, data: Data, is_pair: bool) -> list[dict[str, Any]]:
+    if given == "-":
+        raise UserError("'-' would be standard input, which is not read; put the texts into a .txt file, one a line")
     path, is_there = Path(given), _is_there(given)
     is_table = path.suffix.lower() in SUFFIXES
     if is_there and path.is_dir():
@@ -135,6 +137,8 @@ def _rows_of_table(path: Path, data: Data, columns: Sequence[str]) -> list[dict[
     wanted = [Wanted(name, f"data.columns.{key}") for key, name in names.items()]
     has_schema = format_ in ("csv", "parquet", "arrow")  # all cells of a column are alike, whether a task looks or not
     table = FORMATS[format_](path, encoding, [*wanted, EVERY] if has_schema else wanted, Dialect.of(data))
+    if not table.ids:
+        raise UserError(f"{path} has no rows; give it some, or leave it out")
     values = {key: table.columns[name].to_pylist() for key, name in names.items()}
     for key, cells in values.items():
         kind, is_right = ("image", _is_image) if key == "image" else ("text", _is_text)
