@@ -29,6 +29,8 @@ NAMES_SHOWN = 12
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
 MISSING = frozenset({"na", "n/a", "#n/a", "<na>", "nan", "null", "\\n"})
 """How R, pandas, Excel and MySQL write a missing value, in lower case."""
+MANY_LABELS = 50
+"""Labels from which on they should have two rows each on average."""
 LONGEST_NUMBER = 40
 """Characters; labels of more are texts, digits or not."""
 
@@ -54,6 +56,11 @@ def label_ids(tables: dict[str, Table], column: str, given: list[str] | None) ->
         names = tables["train"].class_names.get(column) or _distinct(found, tables["train"], column)
         for doubt in doubts(names):
             log.warning("data.columns.label: column %r of %s: %s", column, tables["train"].where, doubt)
+        if len(names) >= MANY_LABELS and 2 * len(names) > len(named["train"][1]):
+            log.warning(
+                "data.columns.label: column %r of %s has %d labels in %d rows; name another column if it holds "
+                "texts or row numbers", column, tables["train"].where, len(names), len(named["train"][1]),
+            )  # fmt: skip
         wanted = "the training split's labels"
     ids = {name: number for number, name in enumerate(names)}
     encoded: dict[str, Indices] = {}
@@ -77,6 +84,16 @@ def label_ids(tables: dict[str, Table], column: str, given: list[str] | None) ->
         where = "the data's own list of labels" if given is None else "task.labels"
         log.warning("%s: no training row has %s, so the model cannot learn it", where, _list(absent))
     return list(names), encoded
+
+
+def warn_of_lost(names: Sequence[str], all_ids: Indices, kept: Indices) -> None:
+    """Tell the labels that training rows had, and none of those that are left."""
+    lost = np.setdiff1d(all_ids, all_ids[kept])
+    if len(lost):
+        log.warning(
+            "data.split: of %s no training row is left after dedupe, limit and split, so the model cannot learn it; "
+            "raise data.limit, or set data.split.stratify: label", _list([names[number] for number in lost]),
+        )  # fmt: skip
 
 
 def _named_labels(table: Table, column: str) -> tuple[list[str], Indices]:

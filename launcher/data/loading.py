@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from launcher.data import bad_rows
-from launcher.data.labels import label_ids
+from launcher.data.labels import label_ids, warn_of_lost
 from launcher.data.rows import Rows, is_bytes, is_text
 from launcher.data.sampling import sample
 from launcher.data.sources import read
@@ -73,6 +73,8 @@ def load(data: Data, task: Task, recipe_dir: Path, skipped: Sequence[SkippedRow]
     keep = {split: _limit(kept, data, groups[split][kept]) for split, kept in keep.items()}
     if "validation" not in keep and data.split.validation > 0:
         keep["train"], keep["validation"] = _split(keep["train"], data, task, tables["train"], groups["train"])
+    if names is not None and (train_ids := ids["train"]) is not None:
+        warn_of_lost(names, train_ids, keep["train"])
     tables.setdefault("validation", tables["train"])
     ids.setdefault("validation", ids["train"])
     rows = {

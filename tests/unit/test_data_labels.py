@@ -374,3 +374,19 @@ def test_a_utf8_file_that_is_read_as_latin_1_is_told(tmp_path: Path, caplog: pyt
         assert not caplog.records
         read(tmp_path, source="csv", files="a.csv", encoding="latin-1")
     assert "looks like UTF-8 and is read as latin-1" in caplog.text
+
+
+def test_what_a_split_cannot_learn_or_has_learned_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [f"text {number},{'pos' if number % 2 else 'neg'}" for number in range(20)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *rows, "one,rare"]))
+    (tmp_path / "b.csv").write_text("\n".join(["text,label", *(f"text,row {number}" for number in range(60))]))
+    with caplog.at_level(logging.WARNING):
+        read(tmp_path, source="csv", files="a.csv")
+        assert not caplog.records
+        read(tmp_path, source="csv", files="a.csv", limit=4)
+        read(tmp_path, source="csv", files={"train": "a.csv", "validation": "a.csv"})
+        read(tmp_path, source="csv", files="b.csv")
+    lost, learned, rowwise = (record.getMessage() for record in caplog.records)
+    assert "of 'rare' no training row is left" in lost
+    assert "a.csv is in train too" in learned
+    assert "60 labels in 60 rows" in rowwise
