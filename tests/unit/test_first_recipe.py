@@ -13,9 +13,12 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import yaml
 from PIL import Image
@@ -503,3 +506,21 @@ def test_rows_of_another_length_and_annotators_give_no_labels(working_folder: Pa
     lines = [f"{row['text']}\t{LABELS[at % 2]}\t{row['label']}" for at, row in enumerate(rows_of())]
     (working_folder / "snli.tsv").write_text("\n".join(["sentence\tlabel1\tgold_label", *lines]))
     assert reading.load(write(Path("snli.tsv"), Asked(), None, None).file).data.columns["label"] == "gold_label"
+
+
+def test_long_cells_decimal_labels_and_other_scripts(working_folder: Path) -> None:
+    long = [{**row, "text": "a line\n" * 60 + row["text"]} for row in rows_of()]
+    with (working_folder / "long.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(long[0]))
+        table.writeheader()
+        table.writerows(long)
+    recipe = reading.load(write(Path("long.csv"), Asked(), None, None).file)
+    assert len(data.load(recipe.data, recipe.task, working_folder).train) == 54
+    stars = pa.array([Decimal(number % 3) for number in range(60)], pa.decimal128(5, 2))
+    pyarrow.parquet.write_table(pa.table({"text": sentences(60), "stars": stars}), working_folder / "stars.parquet")
+    recipe = reading.load(write(Path("stars.parquet"), Asked(), None, None).file)
+    assert data.load(recipe.data, recipe.task, working_folder).labels == ["0", "1", "2"]
+    lines = [f"\u4e2d\u6587\u8bc4\u8bba {number},{number % 2}" for number in range(60)]
+    (working_folder / "zh.csv").write_text("\n".join(["text,label", *lines]), encoding="gb18030")
+    with pytest.raises(DataError, match="neither UTF-8 nor a Western encoding"):
+        write(Path("zh.csv"), Asked(), None, None)
