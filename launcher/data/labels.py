@@ -9,6 +9,7 @@ import difflib
 import logging
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -134,14 +135,18 @@ def _distinct(names: list[str], table: Table, column: str) -> list[str]:
     Raises: DataError, which names both.
     """
     alike: dict[object, str] = {}
+    words: dict[str, str] = {}
     for name in names:
-        for meant in (name.strip(), *([Decimal(name)] if _is_number(name) else [])):
+        if len(name) > 1 and (word := words.setdefault(name.casefold(), name)) != name:  # a and A may be letters
+            log.warning("labels %r and %r of column %r differ in capitals alone; are they one?", word, name, column)
+        for meant in (unicodedata.normalize("NFC", name.strip()), *([Decimal(name)] if _is_number(name) else [])):
             other = alike.setdefault(meant, name)
             are_codes = name.isdecimal() and other.isdecimal()  # 007 and 7 may be two
             if other != name and not (isinstance(meant, Decimal) and are_codes):
+                shown = repr if unicodedata.is_normalized("NFC", other + name) else ascii  # they look the same
                 raise DataError(
-                    f"data.columns.label: column {column!r} of {table.where} has both {other!r} and {name!r}; write "
-                    "them alike, or name the labels in task.labels to keep both"
+                    f"data.columns.label: column {column!r} of {table.where} has both {shown(other)} and "
+                    f"{shown(name)}; write them alike, or name the labels in task.labels to keep both"
                 )
     return names
 
