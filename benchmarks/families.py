@@ -77,7 +77,7 @@ class Alive(TorchDispatchMode):
     """Sees each storage that an operator returns, and tells afterwards which of them are still there."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._seen: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -7,7 +7,8 @@ The modules, in the order to read them; a name with a slash is a folder, whose o
     cluster      the hardware there is; host_limits: of this host; oversubscription: more ranks than it can hold
     costs/       what a stage takes: bytes of memory and disk, seconds
     plan/        recipe + cluster + facts about model and data -> everything resolved
-    survey       collects those facts
+    data_survey  what can be said of the data without the model, before torch is imported
+    survey       collects those facts (text_survey, typical_length: of texts; cpu_measurement: of this machine)
     run_dir      every path of a run
     session      is a run new, unfinished, or another recipe's (run_lock: only one plans it)
     launch       starts the ranks, forwards signals, ends them together; orphans makes them die with it

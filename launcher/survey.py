@@ -16,10 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from launcher import cpu_measurement, data, data_survey, models, phases, plan, stages, tasks
+from launcher import cpu_measurement, data_survey, models, phases, plan, stages, tasks, text_survey
 from launcher.cluster import Cluster
 from launcher.costs.peak import Activations, NotCounted
-from launcher.data.checking import without
 from launcher.data_survey import as_problem, batch_problems, with_line
 from launcher.errors import EnvironmentProblem, Problem, RecipeError, UserError
 from launcher.models import activation_bound, activations, long_texts, recompute
@@ -29,11 +28,8 @@ from launcher.plan.data_facts import DataFacts
 from launcher.plan.parameters import ModelFacts, groups, select
 from launcher.recipe import ImageClassification, Lora, Recipe
 from launcher.recipe.problems import Origins, unique
-from launcher.tasks import text_check
+from launcher.text_survey import ANY_LENGTH
 from launcher.typical_length import TypicalLength
-
-ANY_LENGTH = TypicalLength([])
-"""Where no rows were looked at."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +136,7 @@ def _look(
     if model_facts and data_facts and built is recipe:
         processor, task = _checked_processor(recipe, recipe_dir, data_facts.labels, problems)
         if task is not None and "text" in data_facts.columns and data_facts.digests:  # or it was assumed
-            data_facts, lengths = _texts(recipe, recipe_dir, data_facts, processor, task, problems)
+            data_facts, lengths = text_survey.look(recipe, recipe_dir, data_facts, processor, task, problems)
     cluster = cpu_measurement.measured(cluster)
     resolved: plan.RunPlan | None = None
     if model_facts and data_facts:
@@ -265,28 +261,6 @@ def _data_facts(
         return facts
 
 
-def _texts(
-    recipe: Recipe, recipe_dir: Path, facts: DataFacts, processor: Any, task: tasks.BoundTask, problems: list[Problem]
-) -> tuple[DataFacts | None, TypicalLength]:
-    """The data's facts without the texts that the model cannot take, and how long the others are.
-
-    None, and a problem more, where such texts are refused.
-    """
-    try:
-        splits = data.load(recipe.data, recipe.task, recipe_dir, facts.skipped)
-        config = models.configuration(recipe.model, recipe.task, facts.labels, recipe_dir)
-        is_classified = recipe.task.kind == "text-classification"
-        length = recipe.data.max_length
-        found = text_check.bad_texts(splits.by_name(), processor, config, length, is_classified=is_classified)
-        if found:
-            splits = without(splits, found, recipe.data, "data.columns.text", text_check.WHAT)
-            facts = splits.facts()
-    except UserError as error:
-        problems.append(as_problem(error, "data"))
-        return None, ANY_LENGTH
-    return facts, _lengths(task, splits, problems) if not problems else ANY_LENGTH
-
-
 def _model_facts(
     recipe: Recipe, recipe_dir: Path, data_facts: DataFacts | None, problems: list[Problem]
 ) -> ModelFacts | None:
@@ -325,11 +299,3 @@ def _untrained_head(resolved: plan.RunPlan, built: Recipe, model_facts: ModelFac
         f"the head ({', '.join(model_facts.head)}) is new and no stage trains it, so the model's answers stay random "
         "ones; add head to a stage's train"
     ]
-
-
-def _lengths(task: tasks.BoundTask, splits: data.Splits, problems: list[Problem]) -> TypicalLength:
-    try:
-        return TypicalLength.of(task, splits.train)
-    except UserError as error:  # a token for which the model has no embedding
-        problems.append(as_problem(error, "model.source"))
-        return ANY_LENGTH

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import c_ssize_t
 from dataclasses import dataclass, field
@@ -21,8 +21,8 @@ from torch.optim import AdamW
 from torch.optim.optimizer import ParamsT
 
 from thawline_kernels import backends, formats, native, reference
-from thawline_kernels.batches import Batch, gather, is_dense, local
-from thawline_kernels.state import Layout, Master, StateDtype, full_value, own_counts, saved
+from thawline_kernels.batches import Batch, gather, zero_grads
+from thawline_kernels.state import Layout, Master, StateDtype, full_value, own_counts, save_states
 
 Hook = Callable[..., Any]
 
@@ -166,7 +166,7 @@ class FusedAdamW(AdamW):
         if not is_skipped:
             self._step(parts, batches, grad_scale, zero_grad=zero_grad)
         elif zero_grad:
-            _zero_grads(param for part in parts for param in part.params)
+            zero_grads(param for part in parts for param in part.params)
         measured = None if norm is None else torch.tensor(norm, dtype=torch.float64, device="cpu")
         return measured if closure is None else loss
 
@@ -230,7 +230,7 @@ class FusedAdamW(AdamW):
             backends.choose(self._backend, batch.device_type).update(batch, k, zero_grad=zero_grad and is_once)
             batch.finish(zero_grad=zero_grad and is_once)
         if zero_grad:
-            _zero_grads(param for batch in batches for param in (batch.relaid if is_once else batch.owners))
+            zero_grads(param for batch in batches for param in (batch.relaid if is_once else batch.owners))
 
     def _own_counts(self) -> None:
         """Look, at two parameters of each group, whether somebody gave several one step count."""
@@ -253,7 +253,7 @@ class FusedAdamW(AdamW):
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.AdamW`'s, with ``master`` where bf16 parameters have a fuller value (see `state`)."""
-        with self._hooked("state_dict_post", first=_save):
+        with self._hooked("state_dict_post", first=save_states):
             return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -302,15 +302,6 @@ class FusedAdamW(AdamW):
         own_counts(self.state.values())
 
 
-def _save(optimizer: Any, state_dict: dict[str, Any]) -> None:
-    """Turn the packed states of parameters into those of a checkpoint."""
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-    for key, param in zip(keys, params, strict=True):
-        if key in state_dict["state"]:
-            state_dict["state"][key] = saved(state_dict["state"][key], param)
-
-
 def _hyper(group: dict[str, Any], *, is_accurate: bool) -> reference.Hyper:
     beta1, beta2 = map(float, group["betas"])
     eps, weight_decay = float(group["eps"]), float(group["weight_decay"])
@@ -320,12 +311,3 @@ def _hyper(group: dict[str, Any], *, is_accurate: bool) -> reference.Hyper:
 
 def _number(tensor: Tensor | None, *, default: float) -> float:
     return default if tensor is None else float(tensor)
-
-
-def _zero_grads(params: Iterable[Tensor]) -> None:
-    for param in params:
-        grad = param.grad
-        if grad is not None and is_dense(local(grad)):
-            grad.zero_()
-        elif grad is not None:
-            param.grad = torch.zeros_like(param, dtype=grad.dtype)  # expanded: one zero cannot be written to many

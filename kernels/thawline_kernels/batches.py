@@ -169,3 +169,13 @@ def _refusal(param: Tensor, grad: Tensor) -> str:
         f"FusedAdamW: a parameter of shape {tuple(param.shape)} is {param.dtype}, its gradient {grad.dtype}, "
         f"{grad.layout}; it steps dense float32 and bfloat16: use torch.optim.AdamW, or SparseAdam for sparse gradients"
     )
+
+
+def zero_grads(params: Iterable[Tensor]) -> None:
+    """Make the gradients there are zero, in place where they can be written to."""
+    for param in params:
+        grad = param.grad
+        if grad is not None and is_dense(local(grad)):
+            grad.zero_()
+        elif grad is not None:
+            param.grad = torch.zeros_like(param, dtype=grad.dtype)  # expanded: one zero cannot be written to many

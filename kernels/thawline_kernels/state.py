@@ -129,6 +129,15 @@ def saved(state: State, param: Tensor) -> State:
     return out
 
 
+def save_states(optimizer: Any, state_dict: dict[str, Any]) -> None:
+    """Turn the packed states of parameters into those of a checkpoint."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+    for key, param in zip(keys, params, strict=True):
+        if key in state_dict["state"]:
+            state_dict["state"][key] = saved(state_dict["state"][key], param)
+
+
 def full_value(state: State, param: Tensor) -> Tensor:
     """The fp32 value of a parameter: its master, which is shared, or what its halves make; else its own, in fp32."""
     if "low" in state:

@@ -174,7 +174,7 @@ def plan_memory(states: ModelStates, activations: Activations, evaluated_batches
         host_bytes=states.host,
         nvme_bytes=states.nvme,
         activations_are="a bound" if activations.bound else "counted",
-        even_routing_bytes=activations.routed and activations.routed.even + activations.recomputed,
-        worst_routing_bytes=activations.routed and activations.routed.worst + activations.recomputed,
+        even_routing_bytes=activations.routed.even + activations.recomputed if activations.routed else None,
+        worst_routing_bytes=activations.routed.worst + activations.recomputed if activations.routed else None,
         moments=moments,
     )

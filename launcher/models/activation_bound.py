@@ -115,7 +115,7 @@ def _logits(module: Any, batch: int, tokens: int) -> int:
 
 
 def _text_config(module: Any) -> Any:
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
