@@ -42,9 +42,11 @@ def image_rows(inputs: Sequence[str], data: Data) -> list[dict[str, Any]]:
 
 def _images_of(given: str, data: Data) -> list[dict[str, Any]]:
     path = Path(given)
-    if path.is_dir():
+    if not given:
+        raise UserError("an input is the empty text; name an image, a folder of images or a table")
+    if os.path.isdir(path):
         return [{"image": str(file), "id": str(file), OWN: {}} for file in _images_under(path)]
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib's own raises where a name is too long
         raise UserError(f"image {given!r} does not exist; paths start from the working folder, {Path.cwd()}")
     if SUFFIXES.get(path.suffix.lower(), "text") == "text":
         return [{"image": given, "id": given, OWN: {}}]
@@ -64,15 +66,17 @@ def _images_under(folder: Path) -> list[Path]:
 
 def _beside(image: Any, table: Path) -> Any:
     """A path as it is when it leads to a file; else beside the table, where most tables have their images."""
+    if isinstance(image, dict) and image.get("bytes") is None:
+        return image | {"path": _beside(image.get("path"), table)}
     if not isinstance(image, str) or Path(image).is_absolute():
         return image
     beside = table.parent / image
-    if beside.is_file() and Path(image).is_file() and not beside.samefile(image):
+    if os.path.isfile(beside) and os.path.isfile(image) and not beside.samefile(image):
         raise DataError(
             f"{table}: {image!r} is two files, {beside} and {Path(image).absolute()}; run from the table's folder, or "
             "write absolute paths"
         )
-    return image if Path(image).is_file() else str(beside)
+    return image if os.path.isfile(image) else str(beside)
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------

@@ -148,6 +148,15 @@ def test_a_table_of_images(working_folder: Path) -> None:
     pyarrow.parquet.write_table(pa.table({"image": image, "n": [3]}), "images.parquet")
     [row] = image_rows(["images.parquet"], data())
     assert (row["image"], row["own"]) == ({"bytes": b"1", "path": None}, {"n": 3})
+    paths = pa.array([{"bytes": None, "path": "c.png"}], image.type)
+    pyarrow.parquet.write_table(pa.table({"image": paths}), "set/paths.parquet")
+    assert image_rows(["set/paths.parquet"], data())[0]["image"] == {"bytes": None, "path": "set/c.png"}
+
+
+@pytest.mark.parametrize(("given", "says"), [("", "an input is the empty text"), ("x" * 300, "does not exist")])
+def test_what_can_be_no_image(working_folder: Path, given: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        image_rows([given], data())
 
 
 def test_standard_input_and_files_without_rows_are_refused(working_folder: Path) -> None:
