@@ -97,7 +97,7 @@ def read_status(run_dir: RunDir) -> Status:
     try:
         return Status.model_validate_json(run_dir.status.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
-        what = "is not there"
+        what = "does not exist"
         if run_dir.path.exists():
             what = "holds no run: it has no status.json" if run_dir.path.is_dir() else "is a file, and no run's folder"
         raise UserError(f"{run_dir.path} {what}{_runs_nearby(run_dir.path)}") from error
@@ -106,7 +106,7 @@ def read_status(run_dir: RunDir) -> Status:
     except ValidationError as error:
         raise UserError(
             f"{run_dir.status} is not a status of this version of thawline: {error.errors()[0]['msg']}; "
-            "`thawline resume` on the run writes it anew"
+            + ("`thawline resume` on the run writes it anew" if run_dir.plan.is_file() else "start in another --run-dir")
         ) from error
 
 
@@ -245,5 +245,5 @@ def _runs_nearby(path: Path) -> str:
     for folder in (path, path.parent):
         names = sorted(str(file.parent) for file in folder.glob("*/status.json")) if folder.is_dir() else []
         if names:
-            return f"; there are {', '.join(names[:8])}"
+            return f". Runs here: {', '.join(names[:8])}"
     return "; name the folder that `thawline run` wrote to"

@@ -29,6 +29,8 @@ class BoundCausalLM:
     best_direction: ClassVar[Mapping[str, Literal["max", "min"]]] = {"loss": "min", "perplexity": "min"}
 
     def __init__(self, task: CausalLM, data: Data, processor: Any, labels: None, config: Any) -> None:
+        if data.max_length < 2:
+            raise UserError(f"data.max_length {data.max_length}: one token has no next one to predict; set it to 2 or more")
         self._tokens = Tokens(task.kind, processor, data.max_length, config)
         self._end = end_token(task, processor)
         text_config = config.get_text_config() if config is not None else None
@@ -42,7 +44,7 @@ class BoundCausalLM:
     def notes(self) -> list[str]:
         """Which token ends each text."""
         if self._end is not None:
-            return [f"each text ends with {self._end[0]!r}, counted in data.max_length; a text that is cut does not"]
+            return [f"each text ends with {self._end[0]!r}, counted in data.max_length; a text cut at its end does not"]
         return ["no end token is added to the texts, so the model learns no end (task.end_of_text)"]
 
     def encode_rows(self, rows: Sequence[Row], *, augment_seeds: Sequence[int] | None) -> list[Features]:

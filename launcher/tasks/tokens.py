@@ -28,6 +28,7 @@ class Tokens:
                 f"{type(tokenizer).__name__} has no padding token; set pad_token in the model's tokenizer_config.json"
             )
         check_length(tokenizer, max_length, config)
+        check_room(tokenizer, max_length, pair=False)
         for refusal in padding.refusals(kind, config, int(tokenizer.pad_token_id), max_length):
             raise UserError(refusal)
         self._tokenizer = copy.deepcopy(tokenizer)
@@ -46,8 +47,11 @@ class Tokens:
         """Model inputs of each text, or pair of texts, cut to the length.
 
         Raises:
+            DataError: the length has no room for a pair.
             UserError: a token for which the model has no embedding.
         """
+        if pairs is not None:
+            check_room(self._tokenizer, self._max_length, pair=True)
         encoded = self._tokenizer(
             list(texts),
             list(pairs) if pairs is not None else None,
@@ -59,9 +63,10 @@ class Tokens:
         return _rows(encoded)
 
     def encode_whole(self, texts: Sequence[str], end: int | None) -> list[dict[str, list[int]]]:
-        """Model inputs of each text with token ``end`` after it, unless it ends with that already or is cut.
+        """Model inputs of each text with one token ``end`` after it, unless its end is cut.
 
-        A text longer than the length is cut at its end, so that no end is learned where there is none.
+        A text longer than the length is cut where the tokenizer cuts: at its end, so that no end is learned where there
+        is none; or at its beginning, behind the tokenizer's own first tokens.
 
         Raises:
             UserError: a token for which the model has no embedding.
@@ -69,14 +74,20 @@ class Tokens:
         # Not cut by the tokenizer, which would put its own last tokens behind the cut.
         encoded = self._tokenizer(list(texts), truncation=False, return_attention_mask=True, verbose=False)
         rows = _rows(encoded)
+        is_cut_left = self._tokenizer.truncation_side == "left"
+        first = _num_before(self._tokenizer) if is_cut_left else self._max_length
         for row in rows:
             ids = row["input_ids"]
-            if end is not None and ids[-1:] != [end] and len(ids) < self._max_length:
+            while end is not None and ids[-2:] == [end, end]:  # the text's own, and the tokenizer's
+                for values in row.values():
+                    values.pop()
+            if end is not None and ids[-1:] != [end] and (is_cut_left or len(ids) < self._max_length):
                 for name, values in row.items():
                     last = {"input_ids": end, "attention_mask": 1}
                     values.append(last.get(name, values[-1] if values else 0))
+            excess = max(0, len(ids) - self._max_length)
             for values in row.values():
-                del values[self._max_length :]
+                del values[first : first + excess]
         self._check_ids([row["input_ids"] for row in rows])
         return rows
 
@@ -101,14 +112,41 @@ def _rows(encoded: Any) -> list[dict[str, list[int]]]:
     return [{name: encoded[name][row] for name in encoded} for row in range(len(encoded["input_ids"]))]
 
 
+def _num_before(tokenizer: Any) -> int:
+    """Tokens that the tokenizer puts before each text."""
+    whole, text = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    return next((at for at in range(len(whole)) if whole[at : at + len(text)] == text), 0)
+
+
+def check_room(tokenizer: Any, max_length: int, *, pair: bool) -> None:
+    """Refuse a length that the tokenizer's own tokens fill: it would cut whole texts, or nothing at all.
+
+    Raises:
+        DataError: with the least that will do.
+    """
+    own = int(tokenizer.num_special_tokens_to_add(pair=pair))
+    least = own + (2 if pair else 1)
+    if max_length < least:
+        what = "two texts" if pair else "a text"
+        raise DataError(
+            f"data.max_length {max_length}: the tokenizer adds {own} tokens of its own to {what}, which leaves no room "
+            f"for {'both' if pair else 'it'}; set it to {least} or more"
+        )
+
+
 def check_length(tokenizer: Any, max_length: int, config: Any) -> None:
     """Refuse texts longer than the model has positions for, before one is met in the middle of a run.
 
     Raises:
         DataError: with the longest that fits.
     """
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    if positions <= 0:  # XLNet says -1: its positions are relative, so there is no longest text
+    positions, limit = getattr(config, "max_position_embeddings", None), tokenizer.model_max_length
+    if not positions and max_length > limit > 0:
+        raise DataError(
+            f"data.max_length {max_length}: the model_max_length of the model's tokenizer is {limit}; set it to {limit} or "
+            "less, or, where the model takes longer texts, change that in its tokenizer_config.json"
+        )
+    if not positions or positions <= 0:  # XLNet says -1: its positions are relative, so there is no longest text
         return
     if config is not None and getattr(config, "model_type", None) in padding.POSITIONS_FROM_PADDING:
         positions -= (config.pad_token_id or 0) + 1

@@ -221,7 +221,7 @@ def say(run: RunDir, state: Any) -> None:
 
 def test_logs_of_a_launch_and_of_a_job(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         list(run_logs.read(run))
     say(run, "finished")
     with pytest.raises(UserError, match="no log yet"):

@@ -350,7 +350,7 @@ def test_gpu_run_on_a_machine_without(make_plan: Callable[..., RunPlan]) -> None
 
 
 def test_resume_where_there_is_no_run() -> None:
-    with pytest.raises(UserError, match="nowhere is not there"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         session.reopen_run(Path("nowhere"))
     Path("empty").mkdir()
     with pytest.raises(UserError, match="empty holds no run"):

@@ -108,14 +108,14 @@ def test_lines_of_json() -> None:
 
 
 def test_no_run_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nothing is not there; name the folder"):
+    with pytest.raises(UserError, match=r"nothing does not exist; name the folder"):
         read_status(RunDir(tmp_path / "nothing"))
     run = RunDir(tmp_path / "runs" / "tiny")
     run.create()
     write_status(run, a_status())
-    with pytest.raises(UserError, match=r"runs holds no run: .*there are .*runs/tiny"):
+    with pytest.raises(UserError, match=r"runs holds no run: .*Runs here: .*runs/tiny"):
         read_status(RunDir(tmp_path / "runs"))
-    with pytest.raises(UserError, match=r"tinny is not there; there are .*runs/tiny"):
+    with pytest.raises(UserError, match=r"tinny does not exist\. Runs here: .*runs/tiny"):
         read_status(RunDir(tmp_path / "runs" / "tinny"))
     run.status.write_text("{}")
     with pytest.raises(UserError, match="not a status of this version"):
@@ -126,7 +126,7 @@ def test_a_path_that_leads_to_or_through_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file is a file, and no run's folder"):
         read_status(RunDir(tmp_path / "file"))
-    with pytest.raises(UserError, match="run is not there"):
+    with pytest.raises(UserError, match="run does not exist"):
         read_status(RunDir(tmp_path / "file" / "run"))
     with pytest.raises(UserError, match="is a file"):
         next(follow(RunDir(tmp_path / "file")))
@@ -161,7 +161,7 @@ def test_where_nobody_starts_a_run_a_watch_ends_with_what_is_wrong(
     with pytest.raises(UserError, match="holds no run"):
         slurm_status.as_text(run)
     for folder in (run, RunDir(tmp_path / "nothing")):
-        with pytest.raises(UserError, match=r"holds no run|is not there"):
+        with pytest.raises(UserError, match=r"holds no run|does not exist"):
             list(follow(folder))
 
 

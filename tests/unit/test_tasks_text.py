@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter
 from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
-from transformers import AutoTokenizer, BertConfig, RobertaConfig, XLNetConfig
+from transformers import AutoTokenizer, BertConfig, BloomConfig, RobertaConfig, XLNetConfig
 
 from launcher.data.packing import Batch
 from launcher.errors import DataError, UserError
@@ -202,7 +202,9 @@ def test_a_loss_that_is_no_number_is_shown_as_such(classifier: BoundTask) -> Non
 
 def test_more_tokens_than_the_model_has_positions(tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"data\.max_length 513: the model has 512 positions; set it to 512 or less"):
-        bound(tokenizer, max_length=513)
+        bound(tokenizer, max_length=513, config=BertConfig())
+    with pytest.raises(DataError, match=r"data\.max_length 513: the model_max_length of the model's tokenizer is 512"):
+        bound(tokenizer, max_length=513, config=BloomConfig())  # an export's is what its run was cut to
     with pytest.raises(DataError, match="the model has 40 positions"):
         bound(tokenizer, max_length=64, config=BertConfig(max_position_embeddings=40))
     bound(tokenizer, max_length=512, config=XLNetConfig())  # says -1: its positions have no end
@@ -257,11 +259,31 @@ def test_each_text_ends_with_the_end_token_once(tokenizer: Any) -> None:
             [101, 2061, 2061, 2061, 2061],
         ]
         labels = [[101, 2061, 2061, 102, -100]] * 2 + [[101, 2061, 2061, 2061, 102], [101, 2061, 2061, 2061, 2061]]
-        if one is ended:  # the second is written with one, and the tokenizer puts another behind it
-            labels[1] = [101, 2061, 2061, 102, 102]
         assert batch.labels.tolist() == labels
         assert batch.tokens == sum(token != -100 for row in labels for token in row)
         assert batch.size == batch.tokens - len(rows)
+
+
+def test_a_language_models_text_is_cut_on_the_side_that_its_tokenizer_cuts(tokenizer: Any) -> None:
+    import copy
+
+    ended = copy.deepcopy(tokenizer)
+    ended.eos_token, ended.truncation_side = "[SEP]", "left"
+    plain = copy.deepcopy(ended)
+    plain.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 101)])
+    for one in (plain, ended):
+        language = bound(one, CausalLM(kind="causal-lm"), max_length=5)
+        ids = language.encode({"text": "never again what a story", "id": "0"}, augment_seed=None)["input_ids"]
+        assert ids == ended("never again what a story", truncation=True, max_length=5)["input_ids"]
+
+
+@pytest.mark.parametrize(("pair", "least"), [(False, 3), (True, 5)])
+def test_a_length_that_leaves_no_room_for_a_text(pair: bool, least: int, tokenizer: Any) -> None:
+    """The tokenizer itself would then cut the whole text, or nothing."""
+    row = {"text": "so", "id": "0"} | ({"text_pair": "it"} if pair else {})
+    assert len(bound(tokenizer, max_length=least).encode(row, augment_seed=None)["input_ids"]) == least
+    with pytest.raises(DataError, match=rf"data\.max_length {least - 1}: the tokenizer adds .* set it to {least} or"):
+        bound(tokenizer, max_length=least - 1).encode(row, augment_seed=None)
 
 
 def test_the_end_token_is_told_and_can_be_left_out(tokenizer: Any) -> None:
