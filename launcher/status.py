@@ -106,7 +106,11 @@ def read_status(run_dir: RunDir) -> Status:
     except ValidationError as error:
         raise UserError(
             f"{run_dir.status} is not a status of this version of thawline: {error.errors()[0]['msg']}; "
-            + ("`thawline resume` on the run writes it anew" if run_dir.plan.is_file() else "start in another --run-dir")
+            + (
+                "`thawline resume` on the run writes it anew"
+                if run_dir.plan.is_file()
+                else "start in another --run-dir"
+            )
         ) from error
 
 
