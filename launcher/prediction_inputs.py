@@ -42,9 +42,11 @@ def image_rows(inputs: Sequence[str], data: Data) -> list[dict[str, Any]]:
 
 def _images_of(given: str, data: Data) -> list[dict[str, Any]]:
     path = Path(given)
-    if path.is_dir():
+    if not given:
+        raise UserError("an input is the empty text; name an image, a folder of images or a table")
+    if os.path.isdir(path):
         return [{"image": str(file), "id": str(file), OWN: {}} for file in _images_under(path)]
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib's own raises where a name is too long
         raise UserError(f"image {given!r} does not exist; paths start from the working folder, {Path.cwd()}")
     if SUFFIXES.get(path.suffix.lower(), "text") == "text":
         return [{"image": given, "id": given, OWN: {}}]
@@ -64,15 +66,17 @@ def _images_under(folder: Path) -> list[Path]:
 
 def _beside(image: Any, table: Path) -> Any:
     """A path as it is when it leads to a file; else beside the table, where most tables have their images."""
+    if isinstance(image, dict) and image.get("bytes") is None:
+        return image | {"path": _beside(image.get("path"), table)}
     if not isinstance(image, str) or Path(image).is_absolute():
         return image
     beside = table.parent / image
-    if beside.is_file() and Path(image).is_file() and not beside.samefile(image):
+    if os.path.isfile(beside) and os.path.isfile(image) and not beside.samefile(image):
         raise DataError(
             f"{table}: {image!r} is two files, {beside} and {Path(image).absolute()}; run from the table's folder, or "
             "write absolute paths"
         )
-    return image if Path(image).is_file() else str(beside)
+    return image if os.path.isfile(image) else str(beside)
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -91,6 +95,8 @@ def text_rows(inputs: Sequence[str], data: Data, *, is_pair: bool) -> list[dict[
 
 
 def _texts_of(given: str, data: Data, is_pair: bool) -> list[dict[str, Any]]:
+    if given == "-":
+        raise UserError("'-' would be standard input, which is not read; put the texts into a .txt file, one a line")
     path, is_there = Path(given), _is_there(given)
     is_table = path.suffix.lower() in SUFFIXES
     if is_there and path.is_dir():
@@ -135,6 +141,8 @@ def _rows_of_table(path: Path, data: Data, columns: Sequence[str]) -> list[dict[
     wanted = [Wanted(name, f"data.columns.{key}") for key, name in names.items()]
     has_schema = format_ in ("csv", "parquet", "arrow")  # all cells of a column are alike, whether a task looks or not
     table = FORMATS[format_](path, encoding, [*wanted, EVERY] if has_schema else wanted, Dialect.of(data))
+    if not table.ids:
+        raise UserError(f"{path} has no rows; give it some, or leave it out")
     values = {key: table.columns[name].to_pylist() for key, name in names.items()}
     for key, cells in values.items():
         kind, is_right = ("image", _is_image) if key == "image" else ("text", _is_text)

@@ -8,6 +8,7 @@ the recipe that says otherwise, all at once. Called by ``thawline plan`` and by 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -208,12 +209,25 @@ def counter(
                 is_text = not isinstance(recipe.task, ImageClassification)
                 counted = long_texts.counted(of_length, tokens, meter) if is_text else of_length(tokens)
             except NotCounted as error:
+                _refuse_image_size(recipe, error, config)
                 reason = str(error).partition(":")[0]  # what follows is from inside the library
                 counted = activation_bound.bound(module, inputs(tokens), checkpoints=checkpoints, reason=reason)
             found[key] = replace(counted, work=counted.work.times(lengths.share(micro_size, tokens)))
         return found[key]
 
     return count
+
+
+def _refuse_image_size(recipe: Recipe, error: NotCounted, config: Any) -> None:
+    """Raise where the model's forward says that it takes images of one size only, and gets others."""
+    said = str(error.__cause__)
+    if not isinstance(recipe.task, ImageClassification) or not re.search("image size .* doesn't match model", said):
+        return
+    what, wanted = said.strip().splitlines()[0].rstrip("."), getattr(config, "image_size", None)
+    if recipe.task.image_size is not None:
+        raise UserError(f"task.image_size: {recipe.task.image_size}: {what}; remove the key, or choose another model")
+    advice = f"set task.image_size: {wanted}" if isinstance(wanted, int) else "choose another model"
+    raise UserError(f"model.source: {recipe.model.source!r} and its image processor differ: {what}; {advice}")
 
 
 def _stage_problems(recipe: Recipe, cluster: Cluster, model_facts: ModelFacts | None) -> list[Problem]:

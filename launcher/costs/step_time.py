@@ -189,7 +189,7 @@ def step_time(work: Work, sharding: Sharding, load: Load, accumulation: int, mac
     products = (work.forward + work.backward) / machine.flops
     compute = max(products, launches)
     if machine.moves is not None:
-        compute = products + work.moved / machine.moves + launches
+        compute = products + (work.moved + accumulated_bytes(load, accumulation)) / machine.moves + launches
     compute += cast_bytes(sharding, load) / machine.memory
     again = work.again / machine.flops
     gradients, gathered, updated = (num_bytes / machine.link for num_bytes in link_bytes(sharding, load))
@@ -237,6 +237,12 @@ def link_bytes(sharding: Sharding, load: Load) -> tuple[float, float, float]:
     if sharding.zero_stage == 3:
         return ring * s * load.trained, 2 * ring * s * (load.trained + load.frozen), 0.0
     return ring * s * load.trained, 0.0, ring * s * load.trained
+
+
+def accumulated_bytes(load: Load, accumulation: int) -> float:
+    """Bytes of a micro-batch's gradients that are added to those before: two read and one written, of all but the first
+    of a step; each micro-batch has its share of them."""
+    return 3 * FP32_BYTES * load.trained * (accumulation - 1) / accumulation
 
 
 def cast_bytes(sharding: Sharding, load: Load) -> float:

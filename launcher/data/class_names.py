@@ -63,15 +63,22 @@ def alike(tables: list[Table]) -> tuple[list[Table], Names]:
 
 
 def _meaning(table: Table, column: str, of_id: Sequence[str] | Sequence[int]) -> Table:
-    """The table with what stands at each row's id in ``of_id``."""
+    """The table with what stands at each row's id in ``of_id``.
+
+    -1, which `datasets` writes where there is no label, stays -1, and is empty among texts.
+    """
     ids = table.columns[column]
+    unlabelled = pc.equal(ids.cast(pa.int64()), -1)
+    ids = pc.if_else(unlabelled, pa.scalar(None, ids.type), ids)
     outside = pc.or_(pc.less(ids, 0), pc.greater_equal(ids, len(of_id))).fill_null(False).to_numpy()
     if outside.any():
         row = int(np.flatnonzero(outside)[0])
         raise DataError(
-            f"{table.where}: column {column!r} has the class id {ids[row].as_py()} in row {table.ids[row]}, which has "
-            "no name (rows without labels have -1); leave these rows out"
+            f"{table.where}: column {column!r} has the class id {ids[row].as_py()} in row {table.ids[row]}, and the "
+            f"file names {len(of_id)} classes, 0 to {len(of_id) - 1}; repair these rows"
         )
     values = pc.take(pa.array(of_id), ids)
+    if pa.types.is_integer(values.type):
+        values = pc.if_else(unlabelled, -1, values)
     index = table.columns.column_names.index(column)
     return replace(table, columns=table.columns.set_column(index, column, values))

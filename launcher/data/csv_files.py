@@ -159,6 +159,8 @@ def _dialect_advice(content: bytes, header: list[str], dialect: Dialect, wanted:
     if len(header) == 1 and found in header[0]:
         written = OTHER_DELIMITERS[found]
         return f"its first line holds {header[0].count(found)} of {written}: set data.delimiter: {written}; "
+    if any(re.fullmatch(r"\s*[-+]?\d+(\.\d+)?\s*", name) for name in header):
+        return "its first line looks like a row: write a line with the names of the columns above it; "
     return ""
 
 

@@ -29,6 +29,7 @@ WHITE_IS_ZERO, UNSIGNED = 0, 1
 THROUGH = {"La": "LA", "RGBa": "RGBA", "P": "RGBA"}
 """Modes that go to RGB by way of another: Pillow does not know the direct way of the first two, and warns of a palette
 with transparency."""
+GIT_LFS = b"version https://git-lfs"
 TOLERANCE = 1e-6
 """By which a float may miss 0 and 1."""
 
@@ -52,12 +53,29 @@ def decode(value: Any, name: str) -> Image.Image:
         with Image.open(io.BytesIO(value) if isinstance(value, bytes) else Path(value)) as image:
             return _rgb(image)
     except FileNotFoundError as error:
-        raise DataError(f"image of row {name}: {shown} does not exist; paths start from the recipe's folder") from error
+        where = "; a table's paths start from the table's own folder, or the recipe's"
+        raise DataError(f"image of row {name}: {shown} does not exist{where}") from error
     except _NoRange as error:
         raise DataError(f"image of row {name} ({shown}): {error}; save it as 8-bit grey or RGB") from error
     except Exception as error:  # a damaged file brings out any: OSError, SyntaxError, struct.error, IndexError …
-        what = str(error) or type(error).__name__
+        what = _known(value) or str(error) or type(error).__name__
         raise DataError(f"image of row {name} cannot be read ({shown}): {what}; repair it") from error
+
+
+def _known(value: Any) -> str | None:
+    """What stands in place of an image, where that is sure."""
+    try:
+        begins = value[: len(GIT_LFS)] if isinstance(value, bytes) else _first_bytes(value)
+    except Exception:  # the reading failed before, and that is told
+        return None
+    if not begins:
+        return "it is empty"
+    return "it is a pointer of Git LFS; fetch the images with `git lfs pull`" if begins == GIT_LFS else None
+
+
+def _first_bytes(path: Any) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(len(GIT_LFS))
 
 
 class _NoRange(Exception):

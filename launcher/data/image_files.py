@@ -41,10 +41,13 @@ def is_image(path: Path) -> bool:
 
 
 def visible(folder: Path) -> tuple[list[Path], list[Path]]:
-    """(folders, files) in a folder, sorted, without what is hidden or left behind. A link is what it leads to.
+    """(folders, files) in a folder, sorted, without what is hidden or left behind.
+
+    A link is what it leads to, and a file where that is nothing. A link back to the folder itself, or to one that it
+    lies in, is left out: what is there was seen on the way.
 
     Raises:
-        DataError: the folder cannot be read.
+        DataError: the folder cannot be read, a name is no text, or something is neither file nor folder.
     """
     folders: list[Path] = []
     files: list[Path] = []
@@ -53,12 +56,42 @@ def visible(folder: Path) -> tuple[list[Path], list[Path]]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                is_folder = entry.is_dir()
-                if entry.name.lower() not in (LEFT_BEHIND_FOLDERS if is_folder else LEFT_BEHIND_FILES):
-                    (folders if is_folder else files).append(folder / entry.name)
+                is_folder = _is_folder(entry)
+                if entry.name.lower() in (LEFT_BEHIND_FOLDERS if is_folder else LEFT_BEHIND_FILES):
+                    continue
+                if is_folder and entry.is_symlink() and _leads_back(folder, entry.path):
+                    continue
+                _check_entry(entry, is_folder)
+                (folders if is_folder else files).append(folder / entry.name)
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror}; check its permissions") from error
     return sorted(folders), sorted(files)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle of links
+        return False
+
+
+def _leads_back(folder: Path, link: str) -> bool:
+    target = os.path.realpath(link)
+    here = os.path.realpath(folder)
+    return os.path.commonpath([target, here]) == target or any(
+        os.path.realpath(above) == target for above in (folder, *folder.parents)
+    )
+
+
+def _check_entry(entry: os.DirEntry[str], is_folder: bool) -> None:
+    try:
+        entry.name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{os.fsencode(entry.path)!r}: the name is not UTF-8; rename it (`convmv -f latin1 -t utf8` renames many)"
+        ) from error
+    if not is_folder and not entry.is_symlink() and not entry.is_file():  # reading a pipe would wait for ever
+        raise DataError(f"{entry.path} is neither a file nor a folder; move it away")
 
 
 def files_under(folder: Path) -> list[Path]:

@@ -136,6 +136,8 @@ def _inner_splits(root: Path) -> dict[str, Path]:
                 f"name what belongs to it: files: {_mapping([*found.values(), folder])}"
             )
         found[split] = folder
+    if not found:
+        _refuse_likely_splits(root, folders)
     others = [folder for folder in folders if folder.name.lower() not in SPLIT_WORDS]
     if found and others:
         said = ", ".join(f"{path.name}/" for path in found.values())
@@ -155,6 +157,17 @@ def _inner_splits(root: Path) -> dict[str, Path]:
     return {split: found[split] for split in ("train", "validation", "test") if split in found}
 
 
+def _refuse_likely_splits(root: Path, folders: Sequence[Path]) -> None:
+    """Raise where all folders say by a part of their names that they are splits: ``train_images``, ``test_images``."""
+    splits = [_likely_split(folder.name) for folder in folders]
+    if all(splits) and "train" in splits and len({*splits}) > 1:
+        raise DataError(
+            f"data.files: {root} holds {_listed(path.name for path in folders)}, splits by their names; if they are "
+            f"write files: {_mapping(folders)}, each with one folder a label in it or a metadata.csv; if they are "
+            f"labels, files: {{train: {root}}}"
+        )
+
+
 def _mapping(folders: Sequence[Path]) -> str:
     """How a recipe names these folders as splits; those that say nothing by their name get a split to fill in."""
     lines: dict[str, list[str]] = {}
@@ -166,8 +179,8 @@ def _mapping(folders: Sequence[Path]) -> str:
 
 
 def _likely_split(name: str) -> str | None:
-    """The split that a part of the name says, such as ``seg_train`` or ``test_set``; ``eval`` for validation."""
-    words = re.split(r"[^a-z]+", name.lower())
+    """The split that a part of the name says, such as ``seg_train`` or ``testSet``; ``eval`` for validation."""
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
     return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), None) or (
         "validation" if {"eval", "evaluation"} & {*words} else None
     )
@@ -230,6 +243,14 @@ def _check_label(label_folder: Path, found: Sequence[Path], siblings: Sequence[P
             f"{label_folder} holds images and beside them {_listed(path.name for path in splits)}, a split by name, so "
             f"nothing says which split the images belong to; sort them into "
             f"{label_folder.parent / 'train' / label_folder.name} and so on, or rename that folder"
+        )
+    others = {path.name for path in siblings} - {label_folder.name}
+    mixed = next((path for path in found if others & {*path.relative_to(label_folder).parts[:-1]}), None)
+    if mixed is not None and not any(path.is_symlink() for path in mixed.parents):
+        raise DataError(
+            f"{mixed} lies in folders of two labels, {label_folder.name!r} and "
+            f"{next(part for part in mixed.relative_to(label_folder).parts if part in others)!r}; move it, or rename "
+            "the inner folder"
         )
     strange = next((path for path in found if not is_image(path)), None)
     if strange is not None:

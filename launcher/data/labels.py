@@ -9,7 +9,8 @@ import difflib
 import logging
 import math
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -26,6 +27,10 @@ log = logging.getLogger(__name__)
 Indices = npt.NDArray[np.int64]
 NAMES_SHOWN = 12
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
+MISSING = frozenset({"na", "n/a", "#n/a", "<na>", "nan", "null", "\\n"})
+"""How R, pandas, Excel and MySQL write a missing value, in lower case."""
+MANY_LABELS = 50
+"""Labels from which on they should have two rows each on average."""
 LONGEST_NUMBER = 40
 """Characters; labels of more are texts, digits or not."""
 
@@ -49,6 +54,13 @@ def label_ids(tables: dict[str, Table], column: str, given: list[str] | None) ->
     else:
         found = sorted(set(named["train"][0]), key=_by_value(named["train"][0]))
         names = tables["train"].class_names.get(column) or _distinct(found, tables["train"], column)
+        for doubt in doubts(names):
+            log.warning("data.columns.label: column %r of %s: %s", column, tables["train"].where, doubt)
+        if len(names) >= MANY_LABELS and 2 * len(names) > len(named["train"][1]):
+            log.warning(
+                "data.columns.label: column %r of %s has %d labels in %d rows; name another column if it holds "
+                "texts or row numbers", column, tables["train"].where, len(names), len(named["train"][1]),
+            )  # fmt: skip
         wanted = "the training split's labels"
     ids = {name: number for number, name in enumerate(names)}
     encoded: dict[str, Indices] = {}
@@ -72,6 +84,16 @@ def label_ids(tables: dict[str, Table], column: str, given: list[str] | None) ->
         where = "the data's own list of labels" if given is None else "task.labels"
         log.warning("%s: no training row has %s, so the model cannot learn it", where, _list(absent))
     return list(names), encoded
+
+
+def warn_of_lost(names: Sequence[str], all_ids: Indices, kept: Indices) -> None:
+    """Tell the labels that training rows had, and none of those that are left."""
+    lost = np.setdiff1d(all_ids, all_ids[kept])
+    if len(lost):
+        log.warning(
+            "data.split: of %s no training row is left after dedupe, limit and split, so the model cannot learn it; "
+            "raise data.limit, or set data.split.stratify: label", _list([names[number] for number in lost]),
+        )  # fmt: skip
 
 
 def _named_labels(table: Table, column: str) -> tuple[list[str], Indices]:
@@ -99,8 +121,8 @@ def _label_text(value: object, class_names: list[str] | None, column: str, table
         if 0 <= value < len(class_names):
             return class_names[value]
         raise DataError(
-            f"data.columns.label: column {column!r} of {table.where} has the class id {value}, which has no name "
-            "(a split without labels has -1); leave that split out with data.splits"
+            f"data.columns.label: column {column!r} of {table.where} has the class id {value}, and the data names "
+            f"{len(class_names)} classes, 0 to {len(class_names) - 1}; repair these rows"
         )
     if isinstance(value, float | np.float32 | Decimal) and math.isfinite(value):
         whole = int(value)
@@ -133,17 +155,41 @@ def _distinct(names: list[str], table: Table, column: str) -> list[str]:
 
     Raises: DataError, which names both.
     """
+    if twice := written_twice(names):
+        one, other = map(repr, twice) if all(map(str.isascii, twice)) else map(ascii, twice)
+        raise DataError(
+            f"data.columns.label: column {column!r} of {table.where} has both {one} and {other}; write "
+            "them alike, or name the labels in task.labels to keep both"
+        )
+    return names
+
+
+def written_twice(names: Sequence[str]) -> tuple[str, str] | None:
+    """Two names that differ in outer spaces or quotes, in how an accent is encoded or how a number is written."""
     alike: dict[object, str] = {}
     for name in names:
-        for meant in (name.strip(), *([Decimal(name)] if _is_number(name) else [])):
+        word = unicodedata.normalize("NFC", name).strip()
+        word = word[1:-1].strip() if len(word) > 2 and word[0] == word[-1] and word[0] in "\"'" else word
+        for meant in (word, *([Decimal(name)] if _is_number(name) else [])):
             other = alike.setdefault(meant, name)
             are_codes = name.isdecimal() and other.isdecimal()  # 007 and 7 may be two
             if other != name and not (isinstance(meant, Decimal) and are_codes):
-                raise DataError(
-                    f"data.columns.label: column {column!r} of {table.where} has both {other!r} and {name!r}; write "
-                    "them alike, or name the labels in task.labels to keep both"
-                )
-    return names
+                return other, name
+    return None
+
+
+def doubts(names: Sequence[str]) -> Iterator[str]:
+    """What about the labels may not be meant, in words: two that differ in case, and marks of missing values."""
+    folded: dict[str, str] = {}
+    for name in names:
+        other = folded.setdefault(name.strip().casefold(), name)
+        if other != name and len(name) > 1:  # single letters may well be told apart
+            yield f"{other!r} and {name!r} are two labels; write them alike if they are one"
+    if marks := [name for name in names if name.strip().lower() in MISSING]:
+        yield (
+            f"{_list(marks)} is a label like the others; if it marks a missing value, empty these cells and set "
+            "data.on_bad_row: skip"
+        )
 
 
 def _refuse_double(names: list[str]) -> None:

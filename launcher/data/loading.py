@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from launcher.data import bad_rows
-from launcher.data.labels import label_ids
+from launcher.data.labels import label_ids, warn_of_lost
 from launcher.data.rows import Rows, is_bytes, is_text
 from launcher.data.sampling import sample
 from launcher.data.sources import read
@@ -73,6 +73,8 @@ def load(data: Data, task: Task, recipe_dir: Path, skipped: Sequence[SkippedRow]
     keep = {split: _limit(kept, data, groups[split][kept]) for split, kept in keep.items()}
     if "validation" not in keep and data.split.validation > 0:
         keep["train"], keep["validation"] = _split(keep["train"], data, task, tables["train"], groups["train"])
+    if names is not None and (train_ids := ids["train"]) is not None:
+        warn_of_lost(names, train_ids, keep["train"])
     tables.setdefault("validation", tables["train"])
     ids.setdefault("validation", ids["train"])
     rows = {
@@ -177,7 +179,7 @@ def _with_values(tables: dict[str, Table], data: Data, task: Task) -> tuple[dict
     bad_rows.settle(found, sum(map(len, (table.ids for table in tables.values()))), data, "data.columns: empty cells")
     for split, table in left.items():
         if not len(table.ids):
-            raise DataError(f"split {split}: all rows of {table.where} are bad; fill in their empty cells")
+            raise DataError(f"split {split}: all rows of {table.where} are empty or have no label; leave the split out")
     return left, found
 
 
@@ -196,15 +198,24 @@ def _check_values(table: Table, data: Data, task: Task) -> dict[int, str]:
         if wanted.key.startswith("data.columns.text") and not has_texts and not pa.types.is_null(column.type):
             raise DataError(f"{wanted.key}: column {wanted.name!r} of {table.where} holds {column.type}, no texts")
         missing = pc.is_null(column, nan_is_null=True)
+        has_names = wanted.name in table.class_names and pa.types.is_signed_integer(column.type)
+        unlabelled = pc.equal(column, -1).fill_null(False) if has_names else None
+        if unlabelled is not None:  # as `datasets` marks rows without a label
+            missing = pc.or_(missing, unlabelled)
         empty = pc.or_kleene(missing, pc.equal(column, "")) if has_texts else missing
         bad = np.flatnonzero(empty.to_numpy())
-        what = "empty or NaN" if pa.types.is_floating(column.type) else "empty"
+        what = "is empty or NaN" if pa.types.is_floating(column.type) else "is empty"
+        if unlabelled is not None and pc.any(unlabelled).as_py():
+            what = "has the class id -1 (no name, no label)"
+            if len(bad) == len(column) and data.on_bad_row == "error":
+                key = "data.splits" if isinstance(data, HubData) else "data.files"
+                raise DataError(f"{wanted.key}: all rows of {table.where} have -1, no label; leave them out of {key}")
         if len(bad) and data.on_bad_row == "error":
             raise DataError(
-                f"{wanted.key}: column {wanted.name!r} of {table.where} is {what} in {table.named(bad)}; "
+                f"{wanted.key}: column {wanted.name!r} of {table.where} {what} in {table.named(bad)}; "
                 "fill it in, or leave these rows out with data.on_bad_row: skip"
             )
-        found |= {int(row): f"column {wanted.name!r} of {table.where} is {what}" for row in bad}
+        found |= {int(row): f"column {wanted.name!r} of {table.where} {what}" for row in bad}
     return dict(sorted(found.items()))
 
 

@@ -8,6 +8,7 @@ its cache. Called by `data`.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from launcher.errors import DataError, EnvironmentProblem
 from launcher.file_locations import matching_files
 from launcher.recipe.data import Files, HubData, ImageFolderData, TableData
 
+log = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 
 
@@ -38,10 +40,11 @@ def read(data: TableData | ImageFolderData | HubData, wanted: list[Wanted], reci
         return _read_hub(data, wanted)
     if isinstance(data, ImageFolderData):
         return read_folders(data, wanted, recipe_dir)
-    return {
-        split: _read_files(_files(files, key, recipe_dir), data, wanted, recipe_dir)
-        for split, (files, key) in _by_split(data.files).items()
-    }
+    files = {split: _files(entries, key, recipe_dir) for split, (entries, key) in _by_split(data.files).items()}
+    for split, paths in files.items():
+        if split != "train" and (shared := set(paths) & set(files["train"])):
+            log.warning("data.files.%s: %s is in train too, so what it measures has been learned", split, min(shared))
+    return {split: _read_files(paths, data, wanted, recipe_dir) for split, paths in files.items()}
 
 
 def _by_split(files: Files) -> dict[str, tuple[list[str], str]]:

@@ -7,11 +7,14 @@ by the readers of csv, json and text.
 
 from __future__ import annotations
 
+import codecs
+import logging
 import re
 from pathlib import Path
 
 from launcher.errors import DataError
 
+log = logging.getLogger(__name__)
 LINE_END = re.compile("\r\n|\r|\n")
 _OTHER_ENCODING = "data.encoding: latin-1 (or cp1252) reads most Western files that are not UTF-8"
 _MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\x1f\x8b": "gzip", b"PK": "zip", b"\x28\xb5": "zstd"}
@@ -36,6 +39,7 @@ def utf8(path: Path, encoding: str) -> bytes:
         raise DataError(f"{where} is not {encoding}; {_advice(raw)}") from error
     except ValueError as error:  # of those codecs that are not for files, such as punycode
         raise DataError(f"{path} is not {encoding} (data.encoding): {error}; {_OTHER_ENCODING}") from error
+    _warn_of_utf8(path, raw, encoding)
     _refuse_hidden_utf16(path, text[:_LOOKED_AT], encoding)
     try:
         return text.removeprefix("\ufeff").encode("utf-8")
@@ -58,6 +62,17 @@ def _advice(raw: bytes) -> str:
     if kind is None:
         return _OTHER_ENCODING
     return f"set data.encoding: {kind}" if kind == "utf-16" else f"it looks compressed ({kind}): unpack it"
+
+
+def _warn_of_utf8(path: Path, raw: bytes, encoding: str) -> None:
+    """Latin-1 and its like read any bytes: UTF-8 too, whose accents then become two characters each."""
+    if raw.isascii() or codecs.lookup(encoding).name.startswith("utf"):
+        return
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return
+    log.warning("%s looks like UTF-8 and is read as %s; take data.encoding out unless it is right", path, encoding)
 
 
 def _refuse_hidden_utf16(path: Path, begin: str, encoding: str) -> None:

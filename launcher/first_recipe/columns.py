@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -57,7 +58,9 @@ class Column:
         """As `data.labels` names it."""
         if self.class_names is not None and isinstance(value, int) and 0 <= value < len(self.class_names):
             return self.class_names[value]
-        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+            return str(int(value))
+        return str(value)
 
     @cached_property
     def mean_characters(self) -> float:

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from launcher.data.csv_files import LINES_OF_A_CELL
 from launcher.errors import DataError
 
 SAMPLE_ROWS = 5_000
-LONGEST_CELL_LINES = 50
-"""A cell of more lines is a quote that opened by mistake."""
+MOST_ACCENTS = 0.3
+"""Share of a Western text's bytes that are not ASCII, at most; a French one has a tenth of it."""
 DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 
 
@@ -62,11 +63,15 @@ def decoded(path: Path) -> tuple[str, str]:
         raise DataError(f"{path} is no text file (byte {raw.index(0)} is 0); convert it to csv, JSON lines or parquet")
     else:
         candidates = ["utf-8", "cp1252", "latin-1"]  # the last reads any bytes
+    num_accents = len(raw.translate(None, bytes(range(128))))
     for encoding in candidates:
         try:
-            return raw.decode(encoding).removeprefix("\ufeff"), encoding
+            text = raw.decode(encoding).removeprefix("\ufeff")
         except UnicodeDecodeError:
             continue
+        if encoding in ("cp1252", "latin-1") and num_accents > MOST_ACCENTS * len(raw):
+            raise DataError(f"{path} is neither UTF-8 nor a Western encoding; save it as UTF-8")
+        return text, encoding
     raise DataError(f"{path} begins as UTF-16 and is not; save it as UTF-8")
 
 
@@ -102,7 +107,7 @@ def _fit(way: Dialect, text: str) -> tuple[float, float]:
             return 0.0, 0.0
     if not rows or len(rows[0]) < 2:
         return 0.0, 0.0
-    if any(cell.count("\n") > LONGEST_CELL_LINES for row in rows for cell in row):
+    if any(cell.count("\n") > LINES_OF_A_CELL for row in rows for cell in row):
         return 0.01, 0.0
     if way.quoting == "none" and all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in rows[0]):
         penalty = 0.5  # the names are not meant to have quotes

@@ -23,8 +23,8 @@ TEXT_NAMES = (
     "utterance", "query", "question", "article", "abstract", "story", "prompt", "headline", "title", "summary",
 )  # fmt: skip
 LABEL_NAMES = (
-    "label", "labels", "sentiment", "class", "category", "target", "stars", "rating", "polarity", "emotion", "topic",
-    "intent", "genre", "species", "breed", "type", "score", "tag", "y",
+    "gold_label", "label", "labels", "sentiment", "class", "category", "target", "stars", "rating", "polarity",
+    "emotion", "topic", "intent", "genre", "species", "breed", "type", "score", "tag", "y",
 )  # fmt: skip
 IMAGE_NAMES = ("image", "img", "file_name", "filename", "image_path", "path", "file", "picture", "photo")
 PAIRS = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -118,6 +118,21 @@ def _folder(folder: Path) -> Seen:
     return _of_several(first, named, len(splits["train"]))
 
 
+def with_columns(seen: Seen, names: Sequence[str]) -> Seen:
+    """The same without splits that lack a column, as a competition's test file lacks the labels; each is noted."""
+    if not isinstance(seen.files, dict) or seen.source == "imagefolder":
+        return seen
+    kept = dict(seen.files)
+    for split, path in seen.files.items():
+        first = next(iter(sorted(path.parent.glob(path.name))), path)
+        there = {} if split == "train" else {column.name: column for column in look(first).columns}
+        lacking = [name for name in names if there and not (name in there and there[name].filled)]
+        if lacking:
+            del kept[split]
+            seen.notes.append(f"{first.name} has no {on_one_line(lacking[0], 40)!r}, so it is left out of the splits")
+    return replace(seen, files=kept, has_validation="validation" in kept)
+
+
 def _images(folder: Path) -> Seen:
     """As training reads it: its own messages say what is wrong with the layout."""
     if beside := [file for file in visible(folder)[1] if file.stem.lower() == "metadata"]:
@@ -155,6 +170,8 @@ def _csv(path: Path) -> Seen:
     if not numbered:
         raise DataError(f"{path} is empty; a first line with the names of the columns is needed")
     (_, header), *rows = numbered
+    if header[0].lower() == "sep=" or (len(header) == 1 and re.fullmatch("sep=.", header[0], re.IGNORECASE)):
+        raise DataError(f"{path}: its first line tells Excel the delimiter, and is no row of names: take it out")
     _check_header(header, [row for _, row in rows[:1000]], path)
     seen = Seen("csv", path, settings=_encoding(encoding) | _dialect_keys(dialect, suffix))
     odd = [line for line, row in rows if len(row) != len(header)]
@@ -165,9 +182,8 @@ def _csv(path: Path) -> Seen:
             f"{len(odd)} {has_other_length} not the header's {len(header)} cells (line {lines}); repair or remove them"
         )
     named = [(at, name) for at, name in enumerate(header) if name and header.count(name) == 1]
-    columns = [
-        Column(name, [row[at] or None if at < len(row) else None for _, row in rows[:ROWS_READ]]) for at, name in named
-    ]
+    even = [row for _, row in rows[:ROWS_READ] if len(row) == len(header)]  # others' cells are not where they seem
+    columns = [Column(name, [row[at] or None for row in even]) for at, name in named]
     return Seen(seen.source, path, columns, seen.settings, seen.notes, len(rows) <= ROWS_READ)
 
 
@@ -222,13 +238,16 @@ def _parquet(path: Path) -> Seen:
     for name in dict.fromkeys(table.column_names):
         values = table.column(name).to_pylist()
         feature = features.get(name)
-        columns.append(Column(name, values, feature.get("names") if isinstance(feature, dict) else None))
+        names = feature.get("names") if isinstance(feature, dict) else None
+        columns.append(Column(name, [None if value == -1 else value for value in values] if names else values, names))
     return Seen("parquet", path, columns, is_whole=table.num_rows == file.metadata.num_rows)
 
 
 def _text(path: Path) -> Seen:
     text, encoding = decoded(path)
     lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
+    if len(lines) > 1 and (num_tabs := lines[0].count("\t")) and all(line.count("\t") == num_tabs for line in lines):
+        return _csv(path)  # as Excel saves "Unicode text"
     if not lines:
         raise DataError(f"{path} is empty; it needs a text on each line")
     return Seen("text", path, [Column("text", lines[:ROWS_READ])], _encoding(encoding), [], len(lines) <= ROWS_READ)

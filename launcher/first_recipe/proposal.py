@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.data.labels import doubts, written_twice
 from launcher.errors import DataError
 from launcher.file_locations import existing_path
 from launcher.first_recipe.guessing import Guess
@@ -65,6 +66,8 @@ class Proposal:
     """Rows that lack a text or a label."""
     best: str
     stages: list[Stage]
+    doubts: list[str]
+    """What about the labels may not be meant."""
 
 
 def propose(seen: Seen, guess: Guess, model: str | None) -> Proposal:
@@ -101,6 +104,7 @@ def propose(seen: Seen, guess: Guess, model: str | None) -> Proposal:
         num_empty=_num_empty(guess),
         best=_best(guess, shares),
         stages=_stages(guess.kind, num_rows),
+        doubts=list(doubts(sorted(shares))),
     )
 
 
@@ -132,8 +136,8 @@ def _listed(seen: Seen, guess: Guess) -> list[str] | None:
     if label is None or not seen.is_whole or label.class_names is not None or isinstance(seen.files, dict):
         return None
     names = list(label.counts)
-    if len(names) > LABELS_LISTED or seen.source == "imagefolder":
-        return None
+    if len(names) > LABELS_LISTED or seen.source == "imagefolder" or written_twice(names):
+        return None  # to name two that are written twice would be to keep both
     are_whole = all(name.removeprefix("-").isdecimal() and len(name) <= 20 for name in names)
     return sorted(names, key=int) if are_whole else sorted(names)
 

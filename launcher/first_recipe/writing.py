@@ -17,7 +17,7 @@ from pathlib import Path
 from launcher import data
 from launcher.errors import EnvironmentProblem, RecipeError, UserError
 from launcher.first_recipe.guessing import Asked, Guess, guess
-from launcher.first_recipe.looking import Seen, look
+from launcher.first_recipe.looking import Seen, look, with_columns
 from launcher.first_recipe.proposal import Proposal, propose
 from launcher.recipe import Recipe, reading
 from launcher.visible_text import visible
@@ -47,6 +47,7 @@ def write(given: Path, asked: Asked, model: str | None, output: Path | None) -> 
     """
     seen = look(given)
     found = guess(seen, asked)
+    seen = with_columns(seen, [column.name for column in found.columns.values()])
     proposal = propose(seen, found, model)
     name = _name(given)
     file = output or Path(f"{name}.yaml")
@@ -66,7 +67,7 @@ def write(given: Path, asked: Asked, model: str | None, output: Path | None) -> 
         file.unlink()
         problems = "\n".join(f"{one.path}: {one.message}" for one in error.problems)
         raise UserError(f"what was asked makes no recipe:\n{problems}") from error
-    warnings = [*seen.notes, *_what_would_stop(recipe, file)]
+    warnings = [*seen.notes, *proposal.doubts, *_what_would_stop(recipe, file)]
     return Written(file, _told(file, seen, found, proposal, warnings))
 
 

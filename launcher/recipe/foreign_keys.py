@@ -79,6 +79,21 @@ KEYS: Mapping[str, str | sums.Answer] = {
         ("unfrozen_parameters", "freeze_trainable_layers", "freeze_layers", "num_layers_to_freeze", "freeze_encoder",
          "freeze_backbone", "freeze_base_model", "freeze_trainable_modules"), _FREEZE,
     ),
+    **dict.fromkeys(
+        ("lora_fan_in_fan_out", "lora_on_cpu", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_bias",
+         "use_dora", "use_rslora", "loraplus_lr_ratio", "peft_use_dora", "peft_use_rslora"),
+        sums.taken_out("model.lora has rank, alpha, dropout and targets"),
+    ),
+    **dict.fromkeys(
+        ("lora_model_dir", "adapter_name_or_path"),
+        sums.taken_out("adapters start from scratch; merge that one into the model first"),
+    ),
+    **dict.fromkeys(
+        ("use_liger_kernel", "use_liger", "liger_rope", "liger_rms_norm", "liger_glu_activation", "liger_swiglu",
+         "liger_layer_norm", "liger_fused_linear_cross_entropy", "use_unsloth", "plugins"),
+        sums.taken_out("third-party kernels and plugins are not used"),
+    ),
+    "model_init_kwargs": sums.taken_out("the model is built as its own config.json says; model.dropout can be set"),
     "hidden_dropout_prob": sums.write("model.dropout"), "attention_dropout": sums.write("model.dropout"),
     # the data
     **dict.fromkeys(
@@ -106,7 +121,11 @@ KEYS: Mapping[str, str | sums.Answer] = {
     "validation_split_percentage": sums.percentage,
     **dict.fromkeys(("max_samples", "max_train_samples"), sums.write("data.limit")),
     **dict.fromkeys(
-        ("dataloader_num_workers", "preprocessing_num_workers", "num_workers"), sums.write("data.num_workers")
+        ("dataloader_num_workers", "num_workers"), sums.write("data.num_workers")
+    ),
+    **dict.fromkeys(
+        ("preprocessing_num_workers", "dataset_num_proc", "dataset_processes"),
+        sums.taken_out("texts become tokens as batches are made; data.num_workers is for that"),
     ),
     **dict.fromkeys(
         ("sample_packing", "packing", "pad_to_sequence_len", "eval_sample_packing", "neat_packing"), _NO_PACKING
@@ -114,6 +133,25 @@ KEYS: Mapping[str, str | sums.Answer] = {
     **dict.fromkeys(("template", "chat_template", "train_on_inputs", "train_on_prompt", "prompt_style"), _PROMPTS),
     "group_by_length": sums.taken_out("a batch is padded to its own longest row; grouping by length is not built yet"),
     "dataset_prepared_path": sums.taken_out("what is prepared is cached by itself"),
+    **dict.fromkeys(("overwrite_cache", "tokenized_path"), sums.taken_out("what is prepared is cached by itself")),
+    "shuffle_merged_datasets": sums.taken_out("training rows are shuffled in each epoch, by seed"),
+    **dict.fromkeys(
+        ("pad_to_max_length", "padding"), sums.taken_out("a batch is padded to its own longest row")
+    ),
+    **dict.fromkeys(("sep", "column_separator"), sums.write("data.delimiter")),
+    **dict.fromkeys(
+        ("header", "has_header", "names"),
+        sums.taken_out("a csv's first line names its columns; give the file one that does"),
+    ),
+    **dict.fromkeys(("quotechar", "doublequote"), sums.taken_out("data.quoting is standard (double quotes) or none")),
+    "escapechar": sums.write("data.escape"),
+    **dict.fromkeys(("label2id", "id2label", "label_list", "class_names"), "write task.labels: [NAME, …], in order"),
+    "problem_type": sums.taken_out("a row has one label; several, and regression, are not built yet"),
+    **dict.fromkeys(
+        ("dataloader_pin_memory", "dataloader_prefetch_factor", "dataloader_persistent_workers",
+         "dataloader_drop_last", "length_column_name"),
+        sums.taken_out("how batches are loaded has no setting but data.num_workers"),
+    ),
     "shuffle": sums.taken_out("training rows are shuffled in each epoch, by seed"),
     "data_seed": sums.write("data.split.seed"),
     # batches
@@ -155,7 +193,43 @@ KEYS: Mapping[str, str | sums.Answer] = {
         ("do_train", "do_eval", "do_predict"),
         sums.taken_out("`thawline run` trains, `evaluate` and `predict` do the rest"),
     ),
+    **dict.fromkeys(
+        ("completion_only_loss", "assistant_only_loss", "loss_type", "beta", "pref_beta", "pref_loss", "dpo_beta",
+         "num_generations", "max_prompt_length", "max_completion_length"),
+        sums.taken_out("instructions, preferences and rewards are not built yet; causal-lm trains on every token"),
+    ),
+    **dict.fromkeys(
+        ("fp16_backend", "half_precision_backend", "fp16_opt_level", "bf16_full_eval", "fp16_full_eval", "float16"),
+        sums.taken_out("precision: auto, bf16, fp16 or fp32 is all there is"),
+    ),
+    "adafactor": sums.taken_out("adafactor is not built yet; write optimizer.kind: adamw, adam or sgd"),
+    **dict.fromkeys(("full_determinism", "ddp_backend", "use_ipex"), sums.taken_out("the launcher chooses it")),
+    **dict.fromkeys(
+        ("loss_watchdog_threshold", "loss_watchdog_patience"),
+        sums.taken_out("divergence is detected without a threshold")
+    ),
     # saving, measuring, telling
+    **dict.fromkeys(
+        ("save_safetensors", "save_only_model", "save_on_each_node"),
+        sums.taken_out("checkpoints can be resumed, and the model is exported as safetensors"),
+    ),
+    **dict.fromkeys(
+        ("eval_table_size", "eval_max_new_tokens", "predict_with_generate", "prediction_loss_only",
+         "include_inputs_for_metrics", "batch_eval_metrics", "eval_accumulation_steps", "label_names"),
+        sums.taken_out("each kind of task has its own metrics, and generates no text"),
+    ),
+    **dict.fromkeys(
+        ("wandb_watch", "wandb_log_model", "wandb_run_id"),
+        sums.taken_out("tracking.wandb has project, entity, group, tags and mode"),
+    ),
+    **dict.fromkeys(
+        ("plot_loss", "use_tensorboard", "logging_strategy", "logging_first_step", "logging_nan_inf_filter",
+         "log_level", "disable_tqdm", "include_tokens_per_second", "include_num_input_tokens_seen",
+         "skip_memory_metrics"),
+        sums.taken_out("metrics.jsonl has each logged step, and `thawline report RUN` draws the curves"),
+    ),
+    "log_every_n_steps": sums.write("tracking.log_every"),
+    **dict.fromkeys(("check_val_every_n_epoch", "eval_on_start", "eval_delay"), "write evaluate.every: 1ep or 200st"),
     "output_dir": _RUN_DIR, "overwrite_output_dir": _RUN_DIR, "logging_dir": _RUN_DIR,
     "save_steps": sums.every("checkpoint.every"), "save_strategy": sums.every("checkpoint.every"),
     "saves_per_epoch": sums.per_epoch("checkpoint.every"), "save_total_limit": sums.write("checkpoint.keep"),

@@ -94,13 +94,15 @@ def epochs(value: Any, _: Lookup) -> str:
 
 def warmup_steps(value: Any, lookup: Lookup) -> str:
     steps, whole = number_of(value), _first(("max_steps", "steps", "total_steps"), lookup)
-    if steps is not None and whole:
+    if steps is not None and whole and whole > 0:
         return f"it is a share of a stage's steps: write schedule.warmup: {steps / whole:.4g} ({steps:g} / {whole:g})"
     return f"it is a share of a stage's steps: write schedule.warmup: {shown(value)} / (steps of the stage), as in 0.1"
 
 
 def every(key: str) -> Answer:
-    def told(value: Any, _: Lookup) -> str:
+    def told(value: Any, lookup: Lookup) -> str:
+        if value == "steps":
+            value = lookup("save_steps" if key == "checkpoint.every" else "eval_steps") or value
         if isinstance(value, str) and not number_of(value):
             every = {"epoch": "1ep", "no": "never" if key == "evaluate.every" else "auto"}.get(value, "200st")
             return f"write {key}: {every} (1ep: each epoch, 200st: each 200 steps)"
@@ -183,6 +185,8 @@ def schedule(value: Any, _: Lookup) -> str:
 def optimizer(value: Any, _: Lookup) -> str:
     text = str(value).lower()
     kind = "sgd" if "sgd" in text else "adam" if text.startswith("adam") and not text.startswith("adamw") else "adamw"
+    if not any(name in text for name in ("adam", "sgd")):
+        return f"write optimizer.kind: adamw, adam or sgd; {shown(value)} is not built yet"
     small = "; 8-bit states: adamw with state_dtype: bf16 comes nearest" if "8bit" in text else ""
     return f"write optimizer.kind: {kind}{small}"
 

@@ -30,7 +30,9 @@ class BoundCausalLM:
 
     def __init__(self, task: CausalLM, data: Data, processor: Any, labels: None, config: Any) -> None:
         if data.max_length < 2:
-            raise UserError(f"data.max_length {data.max_length}: one token has no next one; set it to 2 or more")
+            raise UserError(
+                f"data.max_length {data.max_length}: one token has no next one to predict; set it to 2 or more"
+            )
         self._tokens = Tokens(task.kind, processor, data.max_length, config)
         self._end = end_token(task, processor)
         text_config = config.get_text_config() if config is not None else None

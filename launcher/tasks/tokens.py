@@ -143,8 +143,8 @@ def check_length(tokenizer: Any, max_length: int, config: Any) -> None:
     positions, limit = getattr(config, "max_position_embeddings", None), tokenizer.model_max_length
     if not positions and max_length > limit > 0:
         raise DataError(
-            f"data.max_length {max_length}: the model_max_length of the model's tokenizer is {limit}; set it to {limit} "
-            "or less, or, where the model takes longer texts, change that in its tokenizer_config.json"
+            f"data.max_length {max_length}: the model's tokenizer has model_max_length {limit}; set it to {limit} or "
+            "less, or, where the model takes longer texts, change that in its tokenizer_config.json"
         )
     if not positions or positions <= 0:  # XLNet says -1: its positions are relative, so there is no longest text
         return

@@ -70,7 +70,7 @@ def test_colours_arrive_as_the_processor_makes_them(tmp_path: Path) -> None:
     assert settings["size"] == {"shortest_edge": 36}
     classify = transformers.pipeline("image-classification", str(run.model), device="cpu")
     answers = {str(path): classify(str(path)) for path in paths}
-    predicted = {answer["id"]: answer for answer in inference.predict(run, list(answers))}
+    predicted = {answer["id"]: answer for answer, _ in inference.predict(run, list(answers)).answers}
     for path, answer in answers.items():
         assert predicted[path]["label"] == answer[0]["label"]
         assert predicted[path]["scores"] == pytest.approx({each["label"]: each["score"] for each in answer}, abs=1e-5)

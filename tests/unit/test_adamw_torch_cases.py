@@ -101,7 +101,7 @@ def test_errors(case: Any) -> None:
 
 @inputs
 @impls
-@pytest.mark.parametrize("schedulers", [(), *SCHEDULERS], ids=str)
+@pytest.mark.parametrize("schedulers", [(), *SCHEDULERS], ids=["constant", "step", "plateau", "two"])
 def test_goes_right_direction(given: Any, fused: bool | None, schedulers: tuple[Any, ...]) -> None:
     optimizer, closure, _ = started(given, fused)
     made = [scheduler(optimizer) for scheduler in schedulers]

@@ -75,8 +75,10 @@ def test_a_measured_cpu_adds_up_products_bytes_and_launches() -> None:
         "fp32", nodes=1, ranks_per_node=2, gpu_kind=None, on_gpu=False, threads=1, cpu_speed=SPEED
     )
     work = Work(forward=1e9, backward=2e9, kernels=100, moved=4e8)
-    found = step_time.step_time(work, Sharding(0, 1), Load(0, 0, 0, 2), 3, machine)
-    assert found.compute == pytest.approx(3 * (3e9 / 5e10 + 4e8 / 5e9 + 100 * 1e-5)), "each rank has half of the node"
+    found = step_time.step_time(work, Sharding(0, 1), Load(10**7, 0, 0, 2), 3, machine)
+    accumulated = 2 * 12 * 10**7 / 5e9
+    expected = 3 * (3e9 / 5e10 + 4e8 / 5e9 + 100 * 1e-5) + accumulated
+    assert found.compute == pytest.approx(expected), "each rank has half of the node"
     assert "100 GFLOP/s of products" in found.assumptions[0]
     assert found.error == step_time.CPU_ERROR
 

@@ -246,7 +246,12 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     path.write_text("<html>not found</html>")
     with pytest.raises(DataError, match=r"row dog/a\.png cannot be read \(.*a\.png\): .*; repair it"):
         decode(str(path), "dog/a.png")
-    with pytest.raises(DataError, match="does not exist; paths start from the recipe's folder"):
+    for value, says in {b"": "it is empty", b"version https://git-lfs.github.com/spec/v1\n": "git lfs pull"}.items():
+        path.write_bytes(value)
+        for given in (str(path), value):
+            with pytest.raises(DataError, match=says):
+                decode(given, "5")
+    with pytest.raises(DataError, match="does not exist; a table's paths start from the table's own folder"):
         decode(str(tmp_path / "b.png"), "5")
     with pytest.raises(DataError, match=r"image of row 5 cannot be read \(NoneType\)"):
         decode(None, "5")

@@ -326,3 +326,67 @@ def test_a_hub_dataset_whose_quotes_swallow_rows_is_refused(tmp_path: Path) -> N
     (tmp_path / "train.tsv").write_text('text\tlabel\na "film"\tpos\nb\tneg\n')
     (tmp_path / "test.tsv").write_text('text\tlabel\n"a ""fine"" film"\tpos\n')
     assert pairs(read(tmp_path, source="hub", dataset=str(tmp_path)))["train"] == [('a "film"', "pos"), ("b", "neg")]
+
+
+# --- what is no label, or may not be meant ----------------------------------------------------------------------------
+def test_rows_that_datasets_marks_as_unlabelled_are_left_out_or_named(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(class_ids(NEG_POS, [0, 1]), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(class_ids(POS_NEG, [0, -1, 1]), tmp_path / "b.parquet")
+    pyarrow.parquet.write_table(class_ids(NEG_POS, [-1, -1]), tmp_path / "test.parquet")
+    for files in (["a.parquet", "b.parquet"], {"train": "a.parquet", "validation": "b.parquet"}):
+        found = pairs(read(tmp_path, source="parquet", files=files, on_bad_row="skip", max_bad_rows=1))
+        every = [pair for rows in found.values() for pair in rows]
+        assert every == [("neg", "neg"), ("pos", "pos"), ("pos", "pos"), ("neg", "neg")]
+    files = {"train": "a.parquet", "test": "test.parquet"}
+    assert "leave them out of data.files" in said(tmp_path, source="parquet", files=files)
+    assert "data.splits" not in said(tmp_path, source="parquet", files=files)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("pos", '"pos"'), ("pos", " 'pos'"), ("caf\u00e9", "cafe\u0301"), ("1", "1.0")]
+)
+def test_a_label_that_is_written_in_two_ways_is_refused(one: str, other: str, tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}", "label": label} for number, label in enumerate([one, other, "neg"])]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    message = said(tmp_path, source="json", files="a.jsonl")
+    assert "write them alike" in message
+    assert ascii(one)[1:-1] in message
+    assert read(tmp_path, labels=[one, other, "neg"], source="json", files="a.jsonl").labels == [one, other, "neg"]
+
+
+@pytest.mark.parametrize("mark", ["NA", "nan", "NULL", "\\N", "<NA>", "#N/A"])
+def test_labels_that_may_not_be_meant_are_told(mark: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels = ["pos", mark, "Pos", "a", "A"]  # letters are labels of their own
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"text,{label}\n" for label in labels))
+    with caplog.at_level(logging.WARNING):
+        assert read(tmp_path, source="csv", files="a.csv").labels == sorted(labels)
+    told = [record.getMessage().partition(": ")[2] for record in caplog.records]
+    assert len(told) == 2, told
+    assert "'Pos' and 'pos' are two labels" in "\n".join(told)
+    assert f"{mark!r} is a label like the others" in "\n".join(told)
+
+
+def test_a_utf8_file_that_is_read_as_latin_1_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.csv").write_text("text,label\ncaf\u00e9,pos\nth\u00e9,neg\n", encoding="utf-8")
+    (tmp_path / "b.csv").write_text("text,label\ncaf\u00e9,pos\nth\u00e9,neg\n", encoding="latin-1")
+    with caplog.at_level(logging.WARNING):
+        read(tmp_path, source="csv", files="b.csv", encoding="latin-1")
+        assert not caplog.records
+        read(tmp_path, source="csv", files="a.csv", encoding="latin-1")
+    assert "looks like UTF-8 and is read as latin-1" in caplog.text
+
+
+def test_what_a_split_cannot_learn_or_has_learned_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [f"text {number},{'pos' if number % 2 else 'neg'}" for number in range(20)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *rows, "one,rare"]))
+    (tmp_path / "b.csv").write_text("\n".join(["text,label", *(f"text,row {number}" for number in range(60))]))
+    with caplog.at_level(logging.WARNING):
+        read(tmp_path, source="csv", files="a.csv")
+        assert not caplog.records
+        read(tmp_path, source="csv", files="a.csv", limit=4)
+        read(tmp_path, source="csv", files={"train": "a.csv", "validation": "a.csv"})
+        read(tmp_path, source="csv", files="b.csv")
+    lost, learned, rowwise = (record.getMessage() for record in caplog.records)
+    assert "of 'rare' no training row is left" in lost
+    assert "a.csv is in train too" in learned
+    assert "60 labels in 60 rows" in rowwise

@@ -13,9 +13,12 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import yaml
 from PIL import Image
@@ -450,3 +453,74 @@ def test_init_needs_no_torch_and_plan_takes_what_it_writes(working_folder: Path)
     assert [stage.name for stage in plan.stages] == ["head", "full"]
     assert plan.stages[1].frozen == 0
     assert plan.data.labels == sorted(LABELS)
+
+
+# --- files that look right and are not --------------------------------------------------------------------------------
+def test_a_table_that_excel_saved_as_unicode_text_is_a_table(working_folder: Path) -> None:
+    lines = ["text\tlabel\t\t", *(f"{row['text']}\t{row['label']}\t\t" for row in rows_of()), "\t\t\t"]
+    (working_folder / "export.txt").write_bytes("\r\n".join(lines).encode("utf-16"))
+    recipe = reading.load(write(Path("export.txt"), Asked(), None, None).file)
+    found = data.load(recipe.data, recipe.task, working_folder)
+    assert sorted(found.labels or ()) == sorted(LABELS)
+    assert len(found.train) + len(found.validation or ()) == 60
+
+
+def test_the_line_that_tells_excel_the_delimiter_is_no_header(working_folder: Path) -> None:
+    lines = ["sep=;", "text;label", *(f"{row['text']};{row['label']}" for row in rows_of())]
+    (working_folder / "a.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match="its first line tells Excel the delimiter"):
+        write(Path("a.csv"), Asked(), None, None)
+
+
+def test_splits_without_labels_are_left_out_and_told(working_folder: Path) -> None:
+    (working_folder / "d").mkdir()
+    for split in ("train", "dev", "test"):
+        rows = [f"{row['text']}" + ("" if split == "test" else f",{row['label']}") for row in rows_of()]
+        header = "text" if split == "test" else "text,label"
+        (working_folder / "d" / f"{split}.csv").write_text("\n".join([header, *rows]))
+    written = write(Path("d"), Asked(), None, None)
+    assert any("test.csv has no 'label', so it is left out" in line for line in written.lines)
+    recipe = reading.load(written.file)
+    found = data.load(recipe.data, recipe.task, working_folder)
+    assert (len(found.train), len(found.validation or ()), found.test) == (60, 60, None)
+
+
+def test_labels_written_twice_are_not_listed_to_keep_both(working_folder: Path) -> None:
+    rows = rows_of()
+    for row in rows[::9]:
+        row["label"] += " "
+    rows[1]["label"] = rows[4]["label"] = "NA"
+    (working_folder / "a.csv").write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows))
+    written = write(Path("a.csv"), Asked(), None, None)
+    assert "labels:" not in written.file.read_text().partition("model:")[0].replace("# labels:", "")
+    told = "\n".join(written.lines)
+    assert "write them alike" in told
+    assert "'NA' is a label like the others" in told
+
+
+def test_rows_of_another_length_and_annotators_give_no_labels(working_folder: Path) -> None:
+    lines = [f"{row['text']}{', and' if not at % 10 else ''},{row['label']}" for at, row in enumerate(rows_of())]
+    (working_folder / "a.csv").write_text("\n".join(["text,label", *lines]))
+    file = write(Path("a.csv"), Asked(), None, None).file
+    assert reading.load(file).task.labels == sorted(LABELS)  # type: ignore[union-attr]
+    lines = [f"{row['text']}\t{LABELS[at % 2]}\t{row['label']}" for at, row in enumerate(rows_of())]
+    (working_folder / "snli.tsv").write_text("\n".join(["sentence\tlabel1\tgold_label", *lines]))
+    assert reading.load(write(Path("snli.tsv"), Asked(), None, None).file).data.columns["label"] == "gold_label"
+
+
+def test_long_cells_decimal_labels_and_other_scripts(working_folder: Path) -> None:
+    long = [{**row, "text": "a line\n" * 60 + row["text"]} for row in rows_of()]
+    with (working_folder / "long.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(long[0]))
+        table.writeheader()
+        table.writerows(long)
+    recipe = reading.load(write(Path("long.csv"), Asked(), None, None).file)
+    assert len(data.load(recipe.data, recipe.task, working_folder).train) == 54
+    stars = pa.array([Decimal(number % 3) for number in range(60)], pa.decimal128(5, 2))
+    pyarrow.parquet.write_table(pa.table({"text": sentences(60), "stars": stars}), working_folder / "stars.parquet")
+    recipe = reading.load(write(Path("stars.parquet"), Asked(), None, None).file)
+    assert data.load(recipe.data, recipe.task, working_folder).labels == ["0", "1", "2"]
+    lines = [f"\u4e2d\u6587\u8bc4\u8bba {number},{number % 2}" for number in range(60)]
+    (working_folder / "zh.csv").write_text("\n".join(["text,label", *lines]), encoding="gb18030")
+    with pytest.raises(DataError, match="neither UTF-8 nor a Western encoding"):
+        write(Path("zh.csv"), Asked(), None, None)

@@ -219,3 +219,21 @@ def test_every_training_argument_of_note_has_an_answer() -> None:
 def test_a_recipe_of_ours_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(GOOD)
     assert yaml.safe_load(GOOD)["name"] == load(tmp_path / "recipe.yaml").name
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("optim: adafactor", "adafactor is not built yet"),
+        ("optim: lion_8bit", "lion_8bit is not built yet"),
+        ("warmup_steps: 10\nmax_steps: -1", "10 / (steps of the stage)"),
+        ("eval_strategy: steps\neval_steps: 500", "write evaluate.every: 500st"),
+        ("save_strategy: steps", "write checkpoint.every: 200st"),
+        ("wandb_watch: all", "take it out"),
+        ("preprocessing_num_workers: 16", "take it out"),
+        ("liger_rope: true", "take it out"),
+        ("label2id: {a: 0, b: 1}", "write task.labels"),
+    ],
+)
+def test_answers_that_would_mislead(text: str, says: str, tmp_path: Path) -> None:
+    assert says in problems(tmp_path, f"{GOOD}{text}\n")[text.partition(":")[0]].message

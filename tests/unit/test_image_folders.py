@@ -97,6 +97,8 @@ def with_links(root: Path) -> None:
     (root / "b" / "again").symlink_to(root / "b", target_is_directory=True)
     (root / "b" / "up").symlink_to(root / "a", target_is_directory=True)
     (root / "a" / "more" / "circle").symlink_to(root / "a" / "more", target_is_directory=True)
+    (root / "a" / "data").symlink_to("..", target_is_directory=True)  # whose other labels are not a's
+    (root / "all").symlink_to(root, target_is_directory=True)
 
 
 def with_suffixes(root: Path) -> None:
@@ -245,10 +247,17 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "a split twice": (("train/a/1.png", "val/a/1.png", "Valid/a/1.png"), "both mean the split validation"),
     "evaluation": (("train/a/1.png", "eval/a/1.png"), "files: {train: DATA/train, validation: DATA/eval}"),
     "splits by other names": (
-        ("seg_train/a/1.png", "seg_test/a/1.png"),
-        "seg_test holds only folders (a/), so it is no label of images; if DATA holds splits write files: "
-        "{test: DATA/seg_test, train: DATA/seg_train}",
+        ("seg_train/a/1.png", "seg_test/a/1.png", "seg_pred/a/1.png"),
+        "seg_pred holds only folders (a/), so it is no label of images; if DATA holds splits write files: "
+        "{SPLIT: DATA/seg_pred, test: DATA/seg_test, train: DATA/seg_train}",
     ),
+    "images of splits by other names": (
+        ("train_images/1.png", "testImages/2.png"),
+        "holds testImages/, train_images/, splits by their names; if they are write files: {test: DATA/testImages, "
+        "train: DATA/train_images}, each with one folder a label in it or a metadata.csv; if they are labels, files: "
+        "{train: DATA}",
+    ),
+    "a label in another": (("a/1.png", "a/x/b/2.png", "b/1.png"), "a/x/b/2.png lies in folders of two labels, 'a' and"),
     "a folder too many": (
         ("archive/a/1.png", "archive/b/1.png"), "if the inner folders are the labels write files: DATA/archive",
     ),
@@ -318,6 +327,29 @@ def test_a_link_that_leads_nowhere_is_a_row_to_be_refused_by_name(tmp_path: Path
     paint(tmp_path / "data", *CLASSES)
     (tmp_path / "data" / "a" / "3.png").symlink_to(tmp_path / "gone.png")
     assert "a/3.png" in [row["id"] for row in read(tmp_path).train]
+
+
+def test_names_and_things_that_are_no_files(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    paint(root, *CLASSES)
+    (root / "a" / "circle.png").symlink_to("circle.png")
+    assert "a/circle.png" in [row["id"] for row in read(tmp_path).train]  # refused by name when it is opened
+    os.mkfifo(root / "b" / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png is neither a file nor a folder"):
+        read(tmp_path)
+    (root / "b" / "pipe.png").unlink()
+    os.rename(os.fsencode(root / "b"), os.fsencode(root) + b"/caf\xe9")
+    with pytest.raises(DataError, match=r"caf\\xe9': the name is not UTF-8; rename it"):
+        read(tmp_path)
+
+
+def test_labels_that_look_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paint(tmp_path / "data", "caf\u00e9/1.png", "Tea/1.png", "tea/1.png")
+    assert read(tmp_path).labels == ["Tea", "caf\u00e9", "tea"]
+    assert "'Tea' and 'tea' are two labels" in caplog.text
+    paint(tmp_path / "data", "cafe\u0301/1.png")
+    with pytest.raises(DataError, match=r"has both 'cafe\\u0301' and 'caf\\xe9'; write them alike"):
+        read(tmp_path)
 
 
 def test_metadata_beside_the_splits(tmp_path: Path) -> None:

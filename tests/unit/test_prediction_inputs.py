@@ -85,7 +85,7 @@ def test_a_file_or_folder_is_never_taken_for_a_text(working_folder: Path) -> Non
             texts(name)
     with pytest.raises(UserError, match="'folder' is a folder; name the files of texts in it"):
         texts("folder")
-    for odd in ("", "a\0b", "x" * 5000, "-", "a/b"):
+    for odd in ("", "a\0b", "x" * 5000, "--", "a/b"):
         assert texts(odd) == [(odd, odd)]
 
 
@@ -148,3 +148,20 @@ def test_a_table_of_images(working_folder: Path) -> None:
     pyarrow.parquet.write_table(pa.table({"image": image, "n": [3]}), "images.parquet")
     [row] = image_rows(["images.parquet"], data())
     assert (row["image"], row["own"]) == ({"bytes": b"1", "path": None}, {"n": 3})
+    paths = pa.array([{"bytes": None, "path": "c.png"}], image.type)
+    pyarrow.parquet.write_table(pa.table({"image": paths}), "set/paths.parquet")
+    assert image_rows(["set/paths.parquet"], data())[0]["image"] == {"bytes": None, "path": "set/c.png"}
+
+
+@pytest.mark.parametrize(("given", "says"), [("", "an input is the empty text"), ("x" * 300, "does not exist")])
+def test_what_can_be_no_image(working_folder: Path, given: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        image_rows([given], data())
+
+
+def test_standard_input_and_files_without_rows_are_refused(working_folder: Path) -> None:
+    with pytest.raises(UserError, match="standard input, which is not read"):
+        texts("-")
+    (working_folder / "none.csv").write_text("text,label\n")
+    with pytest.raises(UserError, match=r"none\.csv has no rows"):
+        texts("none.csv")

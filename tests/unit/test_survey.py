@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, LlamaConfig
 from launcher import survey
 from launcher.cluster import Cluster
 from launcher.costs.peak import NotCounted
-from launcher.errors import Problem, RecipeError
+from launcher.errors import Problem, RecipeError, UserError
 from launcher.file_locations import package_path
 from launcher.plan import RunPlan, memory_table, plan_json, table
 from launcher.recipe import reading
@@ -436,3 +436,27 @@ def test_a_mixture_is_planned_with_both_routings(folder: Path) -> None:
     Console(file=shown, width=200).print(memory_table.explained(plan, "full"))
     assert "if every token chooses the same ones" in shown.getvalue()
     assert plan_json(plan)["stages"][1]["memory"]["even_routing_bytes"] == memory.even_routing_bytes
+
+
+def test_a_processor_of_another_size_than_the_model_is_refused(tmp_path: Path) -> None:
+    """A processor saved beside a model that it was not made for: the first step would fail."""
+    for number in range(6):
+        folder = tmp_path / "images" / ("ab"[number % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(folder / f"{number}.png")
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=16, patch_size=8
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    (tmp_path / "recipe.yaml").write_text(
+        "name: vit\ntask: {kind: image-classification}\nmodel: {source: ./vit}\n"
+        "data: {source: imagefolder, files: images}\nbatch: {global_size: 2}\n"
+        "stages: [{name: all, train: [all], epochs: 1, optimizer: {learning_rate: 1.0e-3}}]\n"
+    )
+    recipe, origins = reading.load_with_origins(tmp_path / "recipe.yaml", [])
+    cpu = Cluster(gpus_per_node=0, ranks_per_node=1)
+    with pytest.raises(UserError, match=r"Input image size \(32\*32\) doesn't match .*; set task\.image_size: 16"):
+        survey.prepare(recipe, tmp_path, cpu, origins)
+    recipe, origins = reading.load_with_origins(tmp_path / "recipe.yaml", ["task.image_size=16"])
+    assert survey.prepare(recipe, tmp_path, cpu, origins).stages[0].memory is not None

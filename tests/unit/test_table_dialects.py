@@ -262,3 +262,9 @@ def test_a_text_file_has_the_lines_that_python_counts(line_end: str, last: str, 
     with (tmp_path / "a.txt").open(encoding="utf-8") as file:
         expected = [(str(number), line.rstrip("\n")) for number, line in enumerate(file) if line.strip()]
     assert [(row["id"], row["text"]) for row in splits.train] == expected
+
+
+def test_a_file_without_a_header_is_told_to_have_none(tmp_path: Path) -> None:
+    (tmp_path / "in_domain_train.tsv").write_text("gj04\t1\t\tOur friends.\ngj04\t0\t*\tOur friend.\n")  # as CoLA's
+    with pytest.raises(DataError, match="its first line looks like a row: write a line with the names"):
+        read_csv(tmp_path / "in_domain_train.tsv", "utf-8", [Wanted("text", "data.columns.text")])

@@ -203,7 +203,7 @@ def test_a_loss_that_is_no_number_is_shown_as_such(classifier: BoundTask) -> Non
 def test_more_tokens_than_the_model_has_positions(tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"data\.max_length 513: the model has 512 positions; set it to 512 or less"):
         bound(tokenizer, max_length=513, config=BertConfig())
-    with pytest.raises(DataError, match=r"data\.max_length 513: the model_max_length of the model's tokenizer is 512"):
+    with pytest.raises(DataError, match=r"data\.max_length 513: the model's tokenizer has model_max_length 512"):
         bound(tokenizer, max_length=513, config=BloomConfig())  # an export's is what its run was cut to
     with pytest.raises(DataError, match="the model has 40 positions"):
         bound(tokenizer, max_length=64, config=BertConfig(max_position_embeddings=40))
