@@ -139,7 +139,7 @@ def test_users_mistakes_show_no_traceback(tmp_path: Path) -> None:
 
 def test_a_mistake_that_the_first_rank_finds_is_told_once(tmp_path: Path) -> None:
     """It looks at the model, with the ranks there already: its words come whole, and no folder is left."""
-    (tmp_path / "rows.csv").write_text("text,label\na,b\nc,d\n")
+    (tmp_path / "rows.csv").write_text("text,label\n" + "a,b\nc,d\n" * 10)
     file = recipe(tmp_path, [{"name": "head", "train": ["haed"], "steps": 1}],
                   data={"source": "csv", "files": "rows.csv"})  # fmt: skip
     ended = thawline("run", str(file), "--ranks", "2", cwd=tmp_path)
