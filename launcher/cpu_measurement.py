@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch.nn import functional
 
 from launcher import host_memory
@@ -26,6 +27,8 @@ from launcher.costs.cpu_speed import CpuSpeed
 from launcher.models.flops import BACKWARD, FORWARD, KERNELS, MOVED, FlopMeter
 
 FILE = "cpu-speed.json"
+BUSY_FOR_S = 3600.0
+"""How long the speed counts that was measured beside other work; then it is measured again."""
 QUIET = 1.1
 """Wall time of a single thread over its processor time, at most, where it had a core for itself."""
 REPEATS = 5
@@ -48,28 +51,37 @@ def _remembered(threads: int) -> CpuSpeed:
     path = cache_folder() / FILE
     key = f"{_processor()}, torch {torch.__version__}, {threads} threads"
     known = _read(path)
-    if key in known:
-        return known[key]
+    if key in known and known[key].until > time.time():
+        return known[key].speed
     speed, is_quiet = measure(threads)
-    if is_quiet:
-        _write(path, known | {key: speed})
+    _write(path, known | {key: _Kept(speed=speed, until=1e12 if is_quiet else time.time() + BUSY_FOR_S)})
     return speed
 
 
-def _read(path: Path) -> dict[str, CpuSpeed]:
+class _Kept(BaseModel):
+    """A line of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    speed: CpuSpeed
+    until: float
+    """Seconds since the epoch."""
+
+
+def _read(path: Path) -> dict[str, _Kept]:
     """Nothing where there is no file, or none that can be read: it is measured again then."""
     try:
-        return {key: CpuSpeed.model_validate(speed) for key, speed in json.loads(path.read_text()).items()}
+        return {key: _Kept.model_validate(kept) for key, kept in json.loads(path.read_text()).items()}
     except (OSError, ValueError, AttributeError):
         return {}
 
 
-def _write(path: Path, speeds: dict[str, CpuSpeed]) -> None:
+def _write(path: Path, speeds: dict[str, _Kept]) -> None:
     """A cache that cannot be written costs the next plan a second."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps({key: speed.model_dump() for key, speed in speeds.items()}, indent=1))
+        beside.write_text(json.dumps({key: kept.model_dump() for key, kept in speeds.items()}, indent=1))
         beside.replace(path)
     except OSError:
         return

@@ -47,10 +47,15 @@ def test_it_is_measured_once_and_again_only_after_a_busy_moment(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     answers = [(SPEED.model_copy(update={"flops": 1.0}), False), (SPEED, True)]
     monkeypatch.setattr(cpu_measurement, "measure", lambda threads: answers.pop(0))
-    assert cpu_measurement.measured(CPU).cpu_speed == SPEED.model_copy(update={"flops": 1.0})
-    assert cpu_measurement.measured(CPU).cpu_speed == SPEED, "the busy moment's was not kept"
-    assert cpu_measurement.measured(CPU).cpu_speed == SPEED
+    now = time.time()
+    for _ in range(2):
+        assert cpu_measurement.measured(CPU).cpu_speed == SPEED.model_copy(update={"flops": 1.0})
+    monkeypatch.setattr(time, "time", lambda: now + 2 * cpu_measurement.BUSY_FOR_S)
+    for _ in range(2):
+        assert cpu_measurement.measured(CPU).cpu_speed == SPEED, "the busy moment's was kept for an hour"
     assert not answers
+    monkeypatch.setattr(time, "time", lambda: now + 1e7)
+    assert cpu_measurement.measured(CPU).cpu_speed == SPEED, "a quiet moment's is kept for good"
     (file,) = (tmp_path / "thawline").iterdir()
     file.write_text("half a fi")
     answers.append((SPEED, True))
