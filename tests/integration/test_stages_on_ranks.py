@@ -82,7 +82,9 @@ def test_each_stage_measured_the_memory_that_was_predicted(run: Path) -> None:
     assert "time        full: " in shown
     assert json.loads(thawline("status", run, "--json").stdout)["memory"]["full"]["measured"]["optimizer"] > 0
     table = thawline("plan", run.parent / "recipe.yaml", "--compare", run).stdout
-    assert [line.split()[0] for line in table.splitlines()[3:7]] == ["head", "top", "full", "more"], "time of all"
+    first_words = [line.split()[0] for line in table.splitlines() if line.strip()]
+    names = ["head", "top", "full", "more"]
+    assert [word for word in first_words if word in names] == names, "time of all"
 
 
 def test_the_export_loads_with_transformers_and_starts_from_minilm(run: Path) -> None:

@@ -117,7 +117,7 @@ class Troubled:
             return sum(line["stage"] == "full" and line["split"] == "train" for line in metrics(self.run))
 
         log = self.attempt(attempt) / "rank-1.log"
-        wait_until(lambda: log.is_file() and "stage full: {" in log.read_text(), self.run)
+        wait_until(lambda: log.is_file() and "stage full: engine " in log.read_text(), self.run)
         before = steps()  # what followed the checkpoint that it went on from is cut off by now
         wait_until(lambda: steps() > before, self.run)
 
