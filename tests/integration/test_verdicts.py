@@ -102,7 +102,7 @@ def test_norms_that_a_small_rate_cannot_move_are_a_warning_in_plan_and_run(
     assert "3 trained parameters did not move: bert.embeddings.LayerNorm.weight, " in warnings[1]
     assert "no update was above 8e-09, which was lost to rounding" in warnings[1]
     phases = [line for line in done.stdout.splitlines() if line.endswith(" …")]
-    assert [line.split()[0] for line in phases] == ["importing", "reading", "planning", "building", "taking"]
+    assert [line.split()[0] for line in phases] == ["importing", "planning", "reading", "building", "taking"]
     assert any(line.startswith("first step done after ") for line in done.stdout.splitlines())
     assert json.loads((run / "status.json").read_text())["phase"] is None
     cli.plan(file)
