@@ -48,7 +48,7 @@ LOOPBACK = 2.0e9
 UNCHECKED = "unknown on this hardware; use it to compare settings"
 CHECKED = {("H100", "bf16"): "8% on H100 in bf16 (docs/memory.md)"}
 """(GPU, precision) -> how far estimates were off where a measurement of whole steps stands in docs/memory.md."""
-CPU_ERROR = "up to 40% on CPU ranks (docs/memory.md)"
+CPU_ERROR = "up to 50%, mostly too low, under ddp on CPU ranks (docs/memory.md)"
 """By `python -m benchmarks.step_time`, whose table stands in docs/memory.md."""
 
 
@@ -214,7 +214,9 @@ def step_time(work: Work, sharding: Sharding, load: Load, accumulation: int, mac
         "optimizer": stepping,
         "offload": offload,
     }
-    return StepTime(seconds=sum(parts.values()), assumptions=assumptions, error=machine.error, **parts)
+    is_checked = machine.moves is None or sharding.zero_stage == 0  # of CPU ranks ddp alone was measured
+    error = machine.error if is_checked else UNCHECKED
+    return StepTime(seconds=sum(parts.values()), assumptions=assumptions, error=error, **parts)
 
 
 def link_bytes(sharding: Sharding, load: Load) -> tuple[float, float, float]:

@@ -86,6 +86,8 @@ def test_a_measured_cpu_adds_up_products_bytes_and_launches() -> None:
     assert found.compute == pytest.approx(expected), "each rank has half of the node"
     assert "100 GFLOP/s of products" in found.assumptions[0]
     assert found.error == step_time.CPU_ERROR
+    zero2 = step_time.step_time(work, Sharding(2, 2), Load(10**7, 0, 0, 2), 3, machine)
+    assert zero2.error == step_time.UNCHECKED, "DeepSpeed's own time on a CPU was never compared"
 
 
 class Task:
