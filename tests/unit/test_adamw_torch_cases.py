@@ -129,10 +129,12 @@ def test_goes_right_direction_with_gaps_in_memory() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fused_matches_forloop(given: Any, fused: bool | None, dtype: torch.dtype) -> None:
     ends = []
+    # The default rate is half a unit of bf16 here: whether a weight moves at all would hang on torch's bf16 moments.
+    settings = given.kwargs if dtype is torch.float32 else {"lr": 0.05} | given.kwargs
     for kind, impl in ((FusedAdamW, {"fused": fused}), (torch.optim.AdamW, {"foreach": False})):
         torch.manual_seed(3)
         net = nn.Sequential(nn.Linear(1, 3), nn.Sigmoid(), nn.Linear(3, 1), nn.Sigmoid()).to(dtype)
-        optimizer = kind(net.parameters(), **given.kwargs, **impl)
+        optimizer = kind(net.parameters(), **settings, **impl)
         for step in range(7):
             if step == 3:
                 next(net.parameters()).requires_grad_(False).grad = None
@@ -141,7 +143,7 @@ def test_fused_matches_forloop(given: Any, fused: bool | None, dtype: torch.dtyp
             optimizer.step()
         moments = [optimizer.state[p][k] for p in net.parameters() for k in ("step", "exp_avg", "exp_avg_sq")]
         ends.append([*net.parameters(), *(moments if dtype is torch.float32 else ())])  # bf16: ours are fp32
-    tolerance = {"rtol": 1e-5, "atol": 1e-7} if dtype is torch.float32 else {"rtol": 5e-3, "atol": 5e-3}
+    tolerance = {"rtol": 1e-5, "atol": 1e-7} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
     for ours, theirs in zip(*ends, strict=True):
         torch.testing.assert_close(ours.float(), theirs.float(), **tolerance)
 
